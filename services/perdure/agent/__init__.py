@@ -1,0 +1,1 @@
+"""What an agent process holds: the store it connects to, and the agents it opens."""

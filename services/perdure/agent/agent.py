@@ -1,0 +1,393 @@
+"""An agent that is opened for writing: its state at hand, everything it does recorded.
+
+Invariants:
+- `state` has folded in every event this handle was answered, and every earlier one of the stream.
+- A handle whose epoch is not the newest writes nothing.
+- Saving a state checkpoint never delays or fails a write.
+"""
+
+import asyncio
+import datetime as dt
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Literal, Self, TypedDict, Unpack
+
+import msgspec
+
+from perdure.agent.session import Session
+from perdure.agent.records import Records
+from perdure.agent.view import AgentView
+from perdure.checkpointer import objects, policy
+from perdure.errors import InvalidData, NotFound, PerdureError
+from perdure.memorizer.memory import Memory
+from perdure.model import names, vocabulary
+from perdure.model.conversation import Conversation, heal
+from perdure.model.event import JSON, Event, NewEvent, checked_sequence, prepared, utc
+from perdure.model.projection import DEFAULT
+from perdure.model.sequencing import Append, Head
+from perdure.model.state import SavedObject, State
+from perdure.model.timeline import history, undone
+from perdure.ports import SavedState
+
+ENVELOPE_BYTES = 300
+"""What the attributes of an event take beside its data, roughly: for the checkpoint policy only."""
+
+
+class Attributes(TypedDict, total=False):
+    """What `emit` takes beside type and data; see `NewEvent` and `Event`."""
+
+    id: str
+    time: dt.datetime
+    source: str
+    version: int
+    writer: str
+    writer_sequence: int
+    correlation_id: str
+    causation_id: str
+    traceparent: str
+
+
+class Reverted(msgspec.Struct, frozen=True):
+    """What an undo did: its event, and the outside effects that it can't take back.
+
+    `effects` are the undone events that touched the outside: tools that were called or answered.
+    """
+
+    event: Event
+    effects: list[Event]
+
+
+class Agent(AgentView):
+    """An agent, opened for writing. `store.agent(name)` gives one."""
+
+    def __init__(self, session: Session, name: str, head: Head) -> None:
+        super().__init__(session, name)
+        self.epoch = head.epoch
+        self.records = Records(self)
+        self._state = State(agent=name)
+        self._saved_bytes = 0
+        self._tail_bytes = 0
+        self._catching_up = asyncio.Lock()
+        self._saving: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, session: Session, name: str) -> Self:
+        """Open an agent where it stopped; whoever had it open before can write no more."""
+        head = await session.backend.log.claim(names.agent_name(name))
+        agent = cls(session, name, head)
+        await agent._reload()
+        return agent
+
+    @property
+    def state(self) -> State:
+        """The agent's state, everything it has written included."""
+        return self._state
+
+    async def refresh(self) -> State:
+        """The state with what others contributed up to now."""
+        await self._catch_up((await self._lineage())[0].sequence)
+        return self._state
+
+    async def emit(
+        self,
+        type: str,
+        data: object = None,
+        *,
+        expected_sequence: int | None = None,
+        **attributes: Unpack[Attributes],
+    ) -> Event:
+        """Record an event; when this returns, it survives a crash and power loss.
+
+        Given an `id` (or `writer` and `writer_sequence`) that is recorded already, nothing is
+        written and the recorded event is the answer.
+
+        Raises:
+            WriterFenced: the agent was opened by another process since.
+            SequenceConflict: the stream's last sequence is not `expected_sequence`.
+            InvalidInput: the type, data or an attribute is not allowed; nothing was written.
+        """
+        new, size = checked(NewEvent(type=type, data=data, **attributes))
+        [event] = await self._append((new,), size, expected_sequence)
+        return event
+
+    async def emit_many(
+        self,
+        events: Iterable[NewEvent | tuple[str, object]],
+        *,
+        expected_sequence: int | None = None,
+    ) -> list[Event]:
+        """Record several events in one go, all or none: each a NewEvent or a (type, data) pair."""
+        pairs = [checked(as_new_event(event)) for event in events]
+        if not pairs:
+            return []
+        size = sum(size for _, size in pairs)
+        return await self._append(tuple(new for new, _ in pairs), size, expected_sequence)
+
+    async def remember(
+        self,
+        text: str,
+        *,
+        source: str | None = None,
+        context: Mapping[str, object] | None = None,
+        time: dt.datetime | None = None,
+        **metadata: object,
+    ) -> Memory:
+        """Remember a text, with where it comes from and any fields of your own.
+
+        Durable when it returns. Its embedding is computed when memory is next asked.
+
+        Raises:
+            InvalidData: the text is empty, or a field is not JSON-able.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise InvalidData("the text to remember is empty", hint="give some text")
+        data: dict[str, object] = {"text": text}
+        if source is not None:
+            data["source"] = source
+        if context:
+            data["context"] = dict(context)
+        if metadata:
+            data["metadata"] = metadata
+        new, size = checked(NewEvent(type="memory.stored", data=data, time=time))
+        [event] = await self._append((new,), size, None)
+        kept = event.data if isinstance(event.data, dict) else {}
+        return msgspec.convert(
+            {
+                **kept,
+                "id": event.id,
+                "agent": event.subject,
+                "sequence": event.sequence,
+                "time": event.time,
+            },
+            Memory,
+        )
+
+    async def forget(self, memory: str | Memory) -> Event:
+        """Forget a memory: it is no longer recalled, except as of an earlier sequence.
+
+        Raises:
+            NotFound: the agent has no such memory, or has forgotten it.
+        """
+        key = memory.id if isinstance(memory, Memory) else names.key("memory id", memory)
+        if key not in self._state.memories.ids:
+            await self.refresh()
+        if key not in self._state.memories.ids:
+            raise NotFound(
+                f"agent {self.name} has no memory {key}",
+                hint="agent.state.memories.ids lists those it has; recall gives them with their id",
+            )
+        return await self.emit("memory.forgotten", {"id": key})
+
+    async def checkpoint(self, name: str, value: object) -> SavedObject:
+        """Save any object under a name: zstd, deduplicated, checksummed. Older ones stay.
+
+        Raises:
+            NotCheckpointable: the object holds something that can't be saved; names its path.
+        """
+        names.key("checkpoint name", name)
+        packed = await asyncio.to_thread(objects.pack, value, self._session.classes)
+        stored = await self._backend.blobs.put(packed.digest, packed.data)
+        data: dict[str, JSON] = {
+            "name": name,
+            "digest": packed.digest,
+            "size": packed.size,
+            "stored": stored,
+        }
+        new, size = prepared(NewEvent(type="checkpoint.saved", data=data))
+        [event] = await self._append((new,), size, None)
+        return SavedObject(packed.digest, packed.size, stored, event.sequence)
+
+    async def fork(
+        self, at: int | None = None, *, name: str, time: dt.datetime | str | None = None
+    ) -> "Agent":
+        """A new agent that shares this one's history up to `at` and goes its own way from there.
+
+        Nothing is copied. Its first own event, `agent.forked`, has the sequence after `at`.
+
+        Raises:
+            AgentExists: there is an agent of this name.
+            NotFound: this agent has no sequence `at`.
+        """
+        return await fork(self, at, name=name, time=time)
+
+    async def revert(self, to: int) -> Reverted:
+        """Undo everything after sequence `to`: state, records, memory and checkpoints are as then.
+
+        Undoing is an event, so it can be undone: revert to the sequence before it.
+
+        Raises:
+            NotFound: the agent has no sequence `to`.
+        """
+        lineage = await self._lineage()
+        at = lineage[0].sequence
+        self._checked_at(lineage, checked_sequence("to", to), None)
+        effects = []
+        for span in undone(lineage, at, to):
+            async for batch in self._backend.events.read(span):
+                effects += [event for event in batch.events if event.type in _EFFECTS]
+        new, size = prepared(NewEvent(type="agent.reverted", data={"to": to}))
+        [event] = await self._append((new,), size, None)
+        return Reverted(event, effects)
+
+    def messages(self, for_provider: Literal["openai", "anthropic"] | None = None) -> Conversation:
+        """The conversation as a provider accepts it, whatever a crash has left of it.
+
+        Calls without an answer are answered as interrupted, answers without a call are set aside;
+        `.repairs` says what was done. The log is not touched. Without a provider: as recorded,
+        in the form of OpenAI's.
+        """
+        return heal(self._state.messages, for_provider or "openai")
+
+    async def close(self) -> None:
+        """Finish what is under way. The agent can be opened again by anybody."""
+        if self._saving is not None:
+            await asyncio.gather(self._saving, return_exceptions=True)
+        try:
+            await self._backend.log.settle(self.name)
+        except PerdureError:
+            return  # Settling saves space, nothing else: closing must not fail where it can't.
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _append(
+        self, events: tuple[NewEvent, ...], size: int, expected_sequence: int | None
+    ) -> list[Event]:
+        if expected_sequence is not None:
+            checked_sequence("expected_sequence", expected_sequence)
+        backend = self._backend
+        answers = await backend.log.append(
+            Append(self.name, events, backend.writer, self.epoch, expected_sequence)
+        )
+        await self._take_in(answers, size + ENVELOPE_BYTES * len(events))
+        return answers
+
+    async def _take_in(self, answers: list[Event], size: int) -> None:
+        """Fold what was recorded; what others wrote in between is read first."""
+        known = self._state.sequence
+        if (
+            answers[0].sequence == known + 1
+            and answers[-1].sequence == known + len(answers)
+            and not any(event.type == "agent.reverted" for event in answers)
+        ):
+            self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(answers))
+            self._tail_bytes += size
+            self._save_when_due()
+        elif answers[-1].sequence > known:
+            await self._catch_up(answers[-1].sequence)
+
+    async def _catch_up(self, to: int) -> None:
+        async with self._catching_up:
+            known = self._state.sequence
+            if to <= known:
+                return
+            lineage = await self._lineage()
+            if any(stream.sequence > known for stream in lineage[0].reverts):
+                await self._reload()
+                return
+            state, size = self._state, 0
+            for span in history(lineage, to):
+                if span.last > known:
+                    span = span._replace(first=max(span.first, known + 1))
+                    async for batch in self._backend.events.read(span):
+                        state = DEFAULT.fold(state, self._session.upcasters.lift(batch.events))
+                        size += batch.size
+            if state.sequence > self._state.sequence:
+                self._state = state
+                self._tail_bytes += size
+                self._save_when_due()
+
+    async def _reload(self) -> None:
+        lineage = await self._lineage()
+        restored = await self._restored(DEFAULT, lineage, lineage[0].sequence)
+        self._state = restored.state
+        self._saved_bytes, self._tail_bytes = restored.saved, restored.folded
+        self._save_when_due()
+
+    def _save_when_due(self) -> None:
+        if self._saving is None and policy.due(self._tail_bytes, self._saved_bytes):
+            self._tail_bytes = 0
+            self._saving = asyncio.create_task(self._save(self._state))
+            self._saving.add_done_callback(self._saved)
+
+    def _saved(self, task: asyncio.Task[None]) -> None:
+        self._saving = None
+        if not task.cancelled() and task.exception() is not None:
+            # The store can't take it now: a checkpoint is never needed, the next one will do.
+            self._tail_bytes = 0
+
+    async def _save(self, state: State) -> None:
+        if state.sequence == 0 or state.agent != self.name:
+            return
+        data = DEFAULT.encode(state)
+        self._saved_bytes = len(data)
+        await self._backend.states.save(
+            SavedState(self.name, state.sequence, DEFAULT.name, DEFAULT.key, data)
+        )
+
+
+_EFFECTS = frozenset({"tool.called", "tool.executed", "step.started", "step.completed"})
+
+
+async def fork(
+    view: AgentView, at: int | None, *, name: str, time: dt.datetime | str | None = None
+) -> Agent:
+    """A fork of an agent that need not be opened; see `Agent.fork`."""
+    session = view._session
+    backend = session.backend
+    names.agent_name(name)
+    if at is not None and time is not None:
+        raise InvalidData("both at and time are given", hint="give one of them")
+    lineage = await view._lineage()
+    point = (
+        view._checked_at(lineage, at, None)
+        if time is None
+        else await view._sequence_at(lineage, utc("time", time), inclusive=True)
+    )
+    new, _ = prepared(NewEvent(type="agent.forked", data={"parent": view.name, "at": point}))
+    head, _ = await backend.log.fork(
+        Append(name, (new,), backend.writer, epoch=1), view.name, point
+    )
+    forked = Agent(session, name, head)
+    await forked._reload()
+    return forked
+
+
+def as_new_event(event: NewEvent | tuple[str, object]) -> NewEvent:
+    """A NewEvent of what `emit_many` takes.
+
+    Raises:
+        InvalidData: it is neither a NewEvent nor a pair.
+    """
+    if isinstance(event, NewEvent):
+        return event
+    if isinstance(event, tuple) and len(event) == 2:
+        return NewEvent(type=event[0], data=event[1])
+    raise InvalidData(
+        f"{type(event).__name__} is no event", hint="give NewEvent(type=…, data=…) or (type, data)"
+    )
+
+
+def checked(event: NewEvent) -> tuple[NewEvent, int]:
+    """An event as users may emit it, checked and copied, and its data's bytes.
+
+    Raises:
+        InvalidInput: see `event.prepared` and `vocabulary.check`; reserved types too.
+    """
+    new, size = prepared(event)
+    if new.type in vocabulary.RESERVED:
+        raise InvalidData(
+            f"events of type {new.type} are written by perdure itself",
+            hint=f"call {vocabulary.RESERVED[new.type]}",
+        )
+    if new.version is None or new.version == 1:
+        vocabulary.check(new.type, new.data)  # type: ignore[arg-type]  # prepared: it is JSON now
+    return new, size

@@ -1,0 +1,122 @@
+"""From a URL to a store: the one place where an adapter is chosen."""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from perdure.agent.session import Session
+from perdure.agent.store import Store
+from perdure.checkpointer.graph import Classes, default_classes
+from perdure.embedded.folder import open_folder
+from perdure.errors import InvalidInput
+from perdure.memorizer.embedder import Embedder
+from perdure.memorizer.minilm import MiniLM
+from perdure.model.projection import Projections, default_projections
+from perdure.model.upcast import Upcasters, default_upcasters
+
+DEFAULT_FOLDER: Final = ".perdure"
+VARIABLE: Final = "PERDURE_STORE"
+
+
+class connect:  # noqa: N801 - it is called like a function; it is awaited or entered
+    """Connect to a store: `async with perdure.connect() as store:` (or `await perdure.connect()`).
+
+    Args:
+        url: a path or `file:///path` (one folder, no server); without one, the variable
+            PERDURE_STORE, and without that `./.perdure`.
+        embedder: what makes vectors of memories, if not the built-in model.
+        create: whether to make the folder where there is none.
+
+    Raises (when entered):
+        InvalidInput: the URL is of no known kind.
+        NotFound: there is no store and `create` is off.
+        Unavailable, Corrupt, UnsupportedFormat: the store can't be opened.
+
+    >>> async with connect("crew.store") as store:
+    ...     agent = await store.agent("airline/mia")
+    ...     event = await agent.emit("decision.made", {"choice": "refund"})
+    ...     print(event.sequence, agent.state.decisions[0]["choice"])
+    1 refund
+    """
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str] | None = None,
+        *,
+        embedder: Embedder | None = None,
+        projections: Projections = default_projections,
+        upcasters: Upcasters = default_upcasters,
+        classes: Classes = default_classes,
+        create: bool = True,
+    ) -> None:
+        self._url = url
+        self._embedder = embedder
+        self._projections = projections
+        self._upcasters = upcasters
+        self._classes = classes
+        self._create = create
+        self._store: Store | None = None
+
+    def __await__(self) -> Generator[object, None, Store]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Store:
+        self._store = await self._open()
+        return self._store
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._store is not None:
+            await self._store.close()
+
+    async def _open(self) -> Store:
+        backend = open_folder(
+            folder_of(self._url), version_of=self._upcasters.current, create=self._create
+        )
+        return Store(
+            Session(
+                backend,
+                MiniLM() if self._embedder is None else self._embedder,
+                self._projections,
+                self._upcasters,
+                self._classes,
+            )
+        )
+
+
+def folder_of(url: str | os.PathLike[str] | None) -> Path:
+    """The folder that a URL names.
+
+    Raises:
+        InvalidInput: it names none.
+
+    >>> folder_of("file:///srv/agents").as_posix()
+    '/srv/agents'
+    """
+    given = os.fspath(url) if url is not None else os.environ.get(VARIABLE) or DEFAULT_FOLDER
+    if not given or "\0" in given:
+        raise InvalidInput(
+            f"store URL {given!r} names no folder", hint="for example ./.perdure"
+        )
+    scheme, separator, _ = given.partition("://")
+    if not separator:
+        return Path(given).expanduser()
+    if scheme != "file":
+        raise InvalidInput(
+            f"store URL {given!r} is of the kind {scheme}://, which this perdure doesn't know",
+            hint="give a path, or file:///path",
+        )
+    parts = urlsplit(given)
+    if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
+        raise InvalidInput(
+            f"store URL {given!r} names the host {parts.netloc!r}",
+            hint="a folder of this machine has three slashes: file:///path",
+        )
+    return Path(unquote(parts.path))

@@ -1,0 +1,362 @@
+"""One SQLite file: opening, format versions, group commit, and errors in perdure's words.
+
+Invariants:
+- A write's answer is given after its transaction is on disk: WAL with `synchronous=FULL` syncs the
+  log at each commit, so it survives power loss.
+- Writes that wait at the same time share one transaction, and with it one sync.
+- A failed transaction leaves nothing behind, and every write that was in it is told.
+- The format version is in the file (`user_version`), and a file of another program, of a newer
+  format or with a broken header is refused before anything is written.
+
+The commit runs on the event-loop thread while commits are fast, which on most machines they are
+(0.1 ms): a switch to another thread and back takes half as long as the commit itself. Where the disk
+is slow, or another process holds the write lock, it runs in a thread.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from perdure.errors import (
+    Corrupt,
+    PerdureError,
+    StoreBusy,
+    StoreClosed,
+    StoreFull,
+    StoreReadOnly,
+    Unavailable,
+    UnsupportedFormat,
+)
+
+T = TypeVar("T")
+
+APPLICATION_ID: Final = 0x70647572
+"""Marks the file as perdure's in its header (bytes 68 to 71): "pdur"."""
+
+BUSY_SECONDS: Final = 30.0
+"""How long a write waits for another process's transaction before it raises StoreBusy."""
+
+INLINE_SECONDS_MAX: Final = 0.002
+"""The mean time of a commit up to which commits run on the event-loop thread."""
+
+CACHE_KIB: Final = 16 * 1024
+
+Migration = Callable[[sqlite3.Connection], None]
+
+
+class Database:
+    """A SQLite file with one writer connection and one reader connection.
+
+    Use it from one event loop. `migrations[n]` lifts format `n` to `n + 1`; the first one makes the
+    tables of a new file.
+    """
+
+    def __init__(self, path: Path, migrations: list[Migration], *, writable: bool = True) -> None:
+        self.path = path
+        self.changes = 0
+        """Goes up whenever what is known of the tables may be outdated: another process wrote, or
+        a transaction was rolled back."""
+        self._lock = threading.Lock()
+        self._queue: list[tuple[Callable[[sqlite3.Connection], object], asyncio.Future[object]]] = []
+        self._scheduled = False
+        self._threads: ThreadPoolExecutor | None = None
+        self._commit_seconds = 0.0
+        self._data_version = -1
+        self._closed = False
+        self._writer: sqlite3.Connection | None = None
+        self._before_commit: list[Callable[[sqlite3.Connection], None]] = []
+        existed = path.exists()
+        if not writable and not existed:
+            raise StoreReadOnly(f"{path} is not there and can't be made", hint="check the path")
+        with _translated(path):
+            self._reader = _connect(path)
+            try:
+                self._check_format(len(migrations))
+                if writable:
+                    self._writer = _connect(path)
+                    self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
+                    # FULL, not NORMAL: a commit that was acknowledged must survive power loss.
+                    self._writer.execute("PRAGMA synchronous = FULL")
+                    self._migrate(migrations)
+                    self._writer.execute("PRAGMA busy_timeout = 0")
+                self._reader.execute("PRAGMA query_only = ON")
+            except BaseException:
+                self._reader.close()
+                if self._writer is not None:
+                    self._writer.close()
+                raise
+
+    @property
+    def format(self) -> int:
+        """The format version of the file."""
+        return int(self.read().execute("PRAGMA user_version").fetchone()[0])
+
+    def read(self) -> sqlite3.Connection:
+        """The reader connection; it sees everything that is committed, by any process.
+
+        Raises:
+            StoreClosed: the database was closed.
+        """
+        if self._closed:
+            raise StoreClosed(f"the store at {self.path.parent} is closed", hint="connect again")
+        return self._reader
+
+    def reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """The reader connection, with SQLite's errors in perdure's words."""
+        return self._reading()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        connection = self.read()
+        try:
+            yield connection
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+
+    def version(self) -> int:
+        """A number that differs whenever any process has committed something since."""
+        return int(self.read().execute("PRAGMA data_version").fetchone()[0])
+
+    def before_commit(self, hook: Callable[[sqlite3.Connection], None]) -> None:
+        """Have `hook` run at the end of every transaction, as a part of it."""
+        self._before_commit.append(hook)
+
+    async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `job` in a transaction and give back its result once that is on disk.
+
+        A job raises a PerdureError only before its first statement that writes: the transaction
+        goes on for the others that share it.
+
+        Raises:
+            Unavailable: the transaction could not be made durable; nothing of it is kept.
+        """
+        if self._closed:
+            raise StoreClosed(f"the store at {self.path.parent} is closed", hint="connect again")
+        if self._writer is None:
+            raise StoreReadOnly(f"{self.path} was opened for reading only", hint="open it to write")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.append((job, future))  # type: ignore[arg-type]  # futures are invariant
+        if not self._scheduled:
+            # Not at once: what is written in the same turn of the loop joins the transaction.
+            self._scheduled = True
+            loop.call_soon(self._flush, loop)
+        return await future
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        queue, self._queue = self._queue, []
+        jobs = [job for job, _ in queue]
+        try:
+            results = (
+                self._transact(jobs, wait=False)
+                if self._commit_seconds <= INLINE_SECONDS_MAX
+                else None
+            )
+        except PerdureError as error:
+            results = [error] * len(jobs)
+        if results is not None:
+            self._answer(queue, results, loop)
+            return
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(1, "perdure-commit")
+
+        def transact() -> None:
+            answers: list[object]
+            try:
+                answers = self._transact(jobs, wait=True) or []
+            except BaseException as error:
+                answers = [error] * len(jobs)
+            # A loop that was closed meanwhile has nobody left who waits for the answer.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._answer, queue, answers, loop)
+
+        self._threads.submit(transact)
+
+    def _answer(
+        self,
+        queue: list[tuple[Callable[[sqlite3.Connection], object], "asyncio.Future[object]"]],
+        results: list[object],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        for (_, future), result in zip(queue, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+        if self._queue:
+            loop.call_soon(self._flush, loop)
+        else:
+            self._scheduled = False
+
+    def _transact(
+        self, jobs: list[Callable[[sqlite3.Connection], object]], *, wait: bool
+    ) -> list[object] | None:
+        """Run jobs in one transaction; None where the write lock is taken and `wait` is off."""
+        with self._lock:
+            connection = self._writer
+            if connection is None:
+                raise StoreClosed(f"the store at {self.path.parent} is closed")
+            started = time.perf_counter()
+            try:
+                if wait:
+                    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                finally:
+                    if wait:
+                        connection.execute("PRAGMA busy_timeout = 0")
+            except sqlite3.Error as error:
+                if not wait and _is_busy(error):
+                    return None
+                raise translate(error, self.path) from error
+            try:
+                seen = connection.execute("PRAGMA data_version").fetchone()[0]
+                if seen != self._data_version:
+                    self._data_version = seen
+                    self.changes += 1
+                results: list[object] = []
+                for job in jobs:
+                    try:
+                        results.append(job(connection))
+                    except PerdureError as error:
+                        if len(jobs) == 1:
+                            raise
+                        results.append(error)
+                for hook in self._before_commit:
+                    hook(connection)
+                connection.execute("COMMIT")
+            except BaseException as error:
+                self.changes += 1
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error):
+                    raise translate(error, self.path) from error
+                raise
+            spent = time.perf_counter() - started
+            self._commit_seconds += (spent - self._commit_seconds) / 16
+            return results
+
+    def _check_format(self, newest: int) -> None:
+        version = int(self._reader.execute("PRAGMA user_version").fetchone()[0])
+        application = int(self._reader.execute("PRAGMA application_id").fetchone()[0])
+        tables = int(self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+        if tables and application != APPLICATION_ID:
+            raise UnsupportedFormat(
+                f"{self.path} is a SQLite file of another program", hint="choose another folder"
+            )
+        if version > newest:
+            raise UnsupportedFormat(
+                f"{self.path} has format version {version}, this perdure reads up to {newest}",
+                hint="update perdure (pip install -U perdure); the file was not touched",
+            )
+
+    def _migrate(self, migrations: list[Migration]) -> None:
+        connection = self._writer
+        if connection is None or self._format_of(connection) == len(migrations):
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Read again under the lock: another process may have migrated meanwhile.
+            for version in range(self._format_of(connection), len(migrations)):
+                migrations[version](connection)
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    @staticmethod
+    def _format_of(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+    async def close(self) -> None:
+        """Wait for writes under way and close the file. Closing twice is harmless."""
+        if self._closed:
+            return
+        if self._scheduled:
+            with contextlib.suppress(PerdureError):
+                await self.write(lambda connection: None)
+        self._closed = True
+        if self._threads is not None:
+            self._threads.shutdown()
+        self._reader.close()
+        with self._lock:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path,
+        isolation_level=None,  # transactions are begun and ended in the open
+        check_same_thread=False,  # the writer is handed between threads, under a lock
+        timeout=BUSY_SECONDS,
+        cached_statements=256,
+    )
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    return connection
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary result code: extended codes carry it in their lowest byte."""
+    return (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
+
+
+def translate(error: sqlite3.Error, path: Path) -> PerdureError:
+    """A SQLite error in perdure's words (result codes: sqlite.org, "Result and Error Codes").
+
+    >>> translate(sqlite3.DatabaseError("file is not a database"), Path("x.db")).hint
+    'see `perdure doctor`; the file was not changed'
+    """
+    code = _code(error)
+    if code == sqlite3.SQLITE_FULL:
+        return StoreFull(
+            f"no space is left for {path}",
+            hint="nothing of this write was kept; free some space and try again",
+        )
+    if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
+        return StoreReadOnly(
+            f"{path} can't be opened for writing: {error}",
+            hint="check that the folder exists and that you may write in it",
+        )
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return StoreBusy(
+            f"another process kept {path} locked for {BUSY_SECONDS:.0f} s",
+            hint="try again; `perdure doctor` shows the state of the store",
+        )
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} or isinstance(
+        error, sqlite3.DatabaseError
+    ) and not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
+        return Corrupt(
+            f"{path} is damaged or no perdure store: {error}",
+            hint="see `perdure doctor`; the file was not changed",
+        )
+    if code == sqlite3.SQLITE_IOERR:
+        return Unavailable(
+            f"the disk failed on {path}: {error}",
+            hint="nothing of this write was acknowledged; check the disk and its free space",
+        )
+    return Unavailable(f"SQLite failed on {path}: {error}", hint="see `perdure doctor`")

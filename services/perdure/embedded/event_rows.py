@@ -1,0 +1,177 @@
+"""Reading the rows of streams: plain functions on a connection, for writers and readers alike."""
+
+import datetime as dt
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from typing import Final
+
+from perdure.embedded import segments
+from perdure.embedded.segments import COLUMNS, SEQUENCE_MAX, Segment, from_row, position
+from perdure.errors import Corrupt, NotFound
+from perdure.model.event import Event, split_all
+from perdure.model.sequencing import link
+from perdure.model.timeline import Revert, Stream
+
+EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
+
+
+def microseconds(time: dt.datetime) -> int:
+    """Microseconds since 1970 of a time with a zone.
+
+    >>> microseconds(dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.timezone.utc))
+    1000000
+    """
+    return (time - EPOCH) // _MICROSECOND
+
+
+def from_microseconds(value: int) -> dt.datetime:
+    """The time of so many microseconds since 1970, in UTC.
+
+    >>> from_microseconds(1_000_000).isoformat()
+    '1970-01-01T00:00:01+00:00'
+    """
+    return EPOCH + dt.timedelta(microseconds=value)
+
+
+def id_key(event_id: str) -> bytes | str:
+    """How an event id is indexed: the 16 bytes of a UUID in its usual form, any other as text."""
+    if len(event_id) == 36:
+        try:
+            key = uuid.UUID(event_id)
+        except ValueError:
+            return event_id
+        if str(key) == event_id:
+            return key.bytes
+    return event_id
+
+
+def find(connection: sqlite3.Connection, agent: str) -> int | None:
+    """An agent's row id; None where there is no such agent."""
+    row = connection.execute("SELECT id FROM agents WHERE name = ?", (agent,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def agent_id(connection: sqlite3.Connection, agent: str) -> int:
+    """An agent's row id.
+
+    Raises:
+        NotFound: there is no such agent.
+    """
+    found = find(connection, agent)
+    if found is None:
+        raise NotFound(
+            f"there is no agent {agent} in this store", hint="`perdure agents` lists those that are"
+        )
+    return found
+
+
+def newest(connection: sqlite3.Connection, key: int) -> Segment | None:
+    """An agent's last segment."""
+    return next(newest_first(connection, key), None)
+
+
+def newest_first(connection: sqlite3.Connection, key: int) -> Iterator[Segment]:
+    """An agent's segments, from its last one back."""
+    rows = connection.execute(
+        f"SELECT {COLUMNS} FROM segments WHERE position BETWEEN ? AND ? ORDER BY position DESC",
+        (position(key, 0), position(key, SEQUENCE_MAX)),
+    )
+    for row in rows:
+        yield from_row(row)
+
+
+def tail(connection: sqlite3.Connection, key: int) -> list[Segment]:
+    """An agent's plain segments after its last sealed one, in order."""
+    found: list[Segment] = []
+    for segment in newest_first(connection, key):
+        if segment.codec != segments.PLAIN:
+            break
+        found.append(segment)
+    return found[::-1]
+
+
+def from_sequence(
+    connection: sqlite3.Connection, key: int, first: int, last: int = SEQUENCE_MAX
+) -> Iterator[Segment]:
+    """The segments that hold `first` to `last`, in order."""
+    rows = connection.execute(
+        f"SELECT {COLUMNS} FROM segments WHERE position BETWEEN ? AND ? ORDER BY position",
+        (position(key, first), position(key, SEQUENCE_MAX)),
+    )
+    for row in rows:
+        segment = from_row(row)
+        if segment.first > last:
+            return
+        yield segment
+
+
+def event_at(connection: sqlite3.Connection, key: int, agent: str, sequence: int) -> Event:
+    """One event of an agent's own stream.
+
+    Raises:
+        Corrupt: it is missing or damaged.
+    """
+    for segment in from_sequence(connection, key, sequence, sequence):
+        if segment.first <= sequence:
+            return segments.events(segment, agent)[sequence - segment.first]
+    raise Corrupt(
+        f"event {agent}@{sequence} is missing", hint=f"see `perdure verify {agent}`"
+    )
+
+
+def lineage(connection: sqlite3.Connection, agent: str) -> list[Stream]:
+    """An agent's stream, then its parent's, and so on.
+
+    Raises:
+        NotFound: there is no such agent.
+    """
+    key: int | None = agent_id(connection, agent)
+    rows = []
+    while key is not None:
+        row = connection.execute(
+            "SELECT a.name, a.forked_at, a.parent, p.name FROM agents a"
+            " LEFT JOIN agents p ON p.id = a.parent WHERE a.id = ?",
+            (key,),
+        ).fetchone()
+        name, forked_at, parent, parent_name = row
+        # Not MAX(): a corrupt row must not pass as an empty stream.
+        last = connection.execute(
+            "SELECT position FROM segments WHERE position BETWEEN ? AND ?"
+            " ORDER BY position DESC LIMIT 1",
+            (position(key, 0), position(key, SEQUENCE_MAX)),
+        ).fetchone()
+        reverts = tuple(
+            Revert(sequence, target)
+            for sequence, target in connection.execute(
+                "SELECT sequence, target FROM reverts WHERE agent = ? ORDER BY sequence", (key,)
+            )
+        )
+        sequence = forked_at if last is None else int(last[0]) & SEQUENCE_MAX
+        rows.append(Stream(name, sequence, parent_name, forked_at, reverts))
+        key = parent
+    return rows
+
+
+def chain_before(connection: sqlite3.Connection, key: int, first: int) -> bytes:
+    """The chain before the segment that starts with `first`."""
+    row = connection.execute(
+        "SELECT chain FROM segments WHERE position BETWEEN ? AND ? ORDER BY position DESC LIMIT 1",
+        (position(key, 0), position(key, first - 1)),
+    ).fetchone()
+    if row is None:
+        row = connection.execute("SELECT chain FROM agents WHERE id = ?", (key,)).fetchone()
+    return bytes(row[0])
+
+
+def chain_at(connection: sqlite3.Connection, agent: str, sequence: int) -> bytes:
+    """The chain of an agent after one of its own events; before its first, at a lower sequence."""
+    key = agent_id(connection, agent)
+    for segment in from_sequence(connection, key, sequence, sequence):
+        chain = chain_before(connection, key, segment.first)
+        bodies = split_all(segments.plain(segment, agent))
+        for data in bodies[: max(0, sequence - segment.first + 1)]:
+            chain = link(chain, data)
+        return chain
+    return chain_before(connection, key, sequence + 1)

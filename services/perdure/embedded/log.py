@@ -1,0 +1,337 @@
+"""The embedded store's write side.
+
+Invariants:
+- What a transaction decides is a function of what is on disk at its start and of the writes in it,
+  in their order; the cached heads are dropped whenever the disk may say something else.
+- Events, and all that is derived from them (ids, writers, reverts, memories), are written in one
+  transaction: they can't disagree.
+- The ids and writers of sealed events are in tables of their own, those of the tail in the tail.
+"""
+
+import datetime as dt
+import sqlite3
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import uuid_utils
+
+from perdure.embedded import event_rows, memory_index, segments
+from perdure.embedded.database import Database
+from perdure.embedded.segments import Piece
+from perdure.errors import AgentExists, NotFound
+from perdure.model.event import Event
+from perdure.model.sequencing import Append, Head, Recorded, decide, first_chain
+
+STREAMS_MAX: Final = 1024
+"""Heads kept in memory: each with at most one tail's ids (128) and its writers."""
+
+Clock = Callable[[], dt.datetime]
+
+
+class _Stream:
+    """What is known of one agent: its head, and its tail (the segments that are not sealed)."""
+
+    __slots__ = (
+        "buffer",
+        "fresh_writers",
+        "head",
+        "id",
+        "tail_bytes",
+        "tail_ids",
+        "tail_rows",
+        "time_max",
+    )
+
+    def __init__(self, agent_id: int | None, head: Head, time_max: int = 0) -> None:
+        self.id = agent_id
+        """None for an agent that has no row yet: it gets one with its first write."""
+        self.head = head
+        self.time_max = time_max
+        self.tail_rows = 0
+        self.tail_bytes = 0
+        self.tail_ids: dict[str, int] = {}
+        self.fresh_writers: set[str] = set()
+        self.buffer: list[Recorded] = []
+
+    def note(self, event: Event) -> None:
+        """An event joins the tail."""
+        self.tail_ids[event.id] = event.sequence
+        self.fresh_writers.add(event.writer)
+
+
+class SqliteLog:
+    """`ports.EventLog` on the store's file."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        version_of: Callable[[str], int],
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._version_of = version_of
+        self._streams: dict[str, _Stream] = {}
+        self._written: dict[str, _Stream] = {}
+        self._stamp = -1
+        database.before_commit(self._flush)
+
+    async def claim(self, agent: str) -> Head:
+        def job(connection: sqlite3.Connection) -> Head:
+            stream = self._stream(connection, agent)
+            head = _with_epoch(stream.head, stream.head.epoch + 1)
+            connection.execute(
+                "UPDATE agents SET epoch = ? WHERE id = ?",
+                (head.epoch, _row_id(connection, stream)),
+            )
+            stream.head = head
+            return head
+
+        return await self._database.write(job)
+
+    async def append(self, append: Append) -> list[Event]:
+        return await self._database.write(lambda connection: self._append(connection, append))
+
+    async def fork(self, append: Append, parent: str, at: int) -> tuple[Head, Event]:
+        def job(connection: sqlite3.Connection) -> tuple[Head, Event]:
+            rows = event_rows.lineage(connection, parent)
+            if at > rows[0].sequence:
+                raise NotFound(
+                    f"agent {parent} has no sequence {at}: its last is {rows[0].sequence}",
+                    hint="fork at a sequence that exists",
+                )
+            if event_rows.find(connection, append.agent) is not None:
+                raise AgentExists(
+                    f"there is an agent {append.agent} already", hint="choose another name"
+                )
+            # A fork shares history with whoever wrote the event it forks at.
+            owner = next(row for row in rows if at > row.forked_at or row.parent is None)
+            chain = event_rows.chain_at(connection, owner.agent, at)
+            connection.execute(
+                "INSERT INTO agents (name, epoch, parent, forked_at, chain) VALUES (?, 1, ?, ?, ?)",
+                (append.agent, event_rows.agent_id(connection, parent), at, chain),
+            )
+            [event] = self._append(connection, append)
+            return self._stream(connection, append.agent).head, event
+
+        return await self._database.write(job)
+
+    async def settle(self, agent: str) -> None:
+        stream = self._streams.get(agent)
+        if stream is None or stream.tail_rows < segments.SETTLE_ROWS:
+            return
+
+        def job(connection: sqlite3.Connection) -> None:
+            stream = self._stream(connection, agent)
+            self._seal(connection, _row_id(connection, stream), stream, [], always=True)
+
+        await self._database.write(job)
+
+    def _append(self, connection: sqlite3.Connection, append: Append) -> list[Event]:
+        stream = self._stream(connection, append.agent)
+        verdict = decide(
+            stream.head,
+            append,
+            _Recall(connection, stream),
+            now=self._clock(),
+            new_id=_new_id,
+            version_of=self._version_of,
+        )
+        if verdict.new:
+            stream.head = verdict.head
+            stream.buffer += verdict.new
+            for recorded in verdict.new:
+                stream.note(recorded.event)
+            self._written[append.agent] = stream
+        return verdict.answers
+
+    def _stream(self, connection: sqlite3.Connection, agent: str) -> _Stream:
+        self._refresh()
+        stream = self._streams.get(agent)
+        if stream is None:
+            if len(self._streams) >= STREAMS_MAX:
+                self._streams = dict(self._written)
+            stream = self._streams[agent] = _load(connection, agent)
+        return stream
+
+    def _refresh(self) -> None:
+        if self._stamp != self._database.changes:
+            self._stamp = self._database.changes
+            self._streams.clear()
+            self._written.clear()
+
+    def _flush(self, connection: sqlite3.Connection) -> None:
+        """Write what the transaction's appends have decided, a segment for each agent."""
+        self._refresh()
+        written, self._written = self._written, {}
+        for agent, stream in written.items():
+            new, stream.buffer = stream.buffer, []
+            key = _row_id(connection, stream)
+            pieces = _pieces(new, stream)
+            size = sum(len(piece.body) for piece in pieces)
+            if (
+                size >= segments.SEAL_BYTES
+                or stream.tail_rows + 1 >= segments.TAIL_ROWS_MAX
+                or stream.tail_bytes + size >= segments.SEGMENT_BYTES
+            ):
+                self._seal(connection, key, stream, pieces)
+            else:
+                segments.insert(connection, key, segments.merged(pieces, seal=False))
+                stream.tail_rows += 1
+                stream.tail_bytes += size
+            _derive(connection, key, new)
+
+    def _seal(
+        self,
+        connection: sqlite3.Connection,
+        key: int,
+        stream: _Stream,
+        new: list[Piece],
+        *,
+        always: bool = False,
+    ) -> None:
+        """Merge the tail and `new` into sealed segments; what is left over stays plain."""
+        tail = event_rows.tail(connection, key)
+        old = []
+        for segment in reversed(tail):
+            if zlib.crc32(segment.body) != segment.crc:
+                break  # A damaged row stays as it is, for `verify` to find.
+            old.insert(0, segments.piece_of(segment))
+        for piece in old:
+            connection.execute(
+                "DELETE FROM segments WHERE position = ?",
+                (segments.position(key, piece.last),),
+            )
+        pieces = old + new
+        seal_last = always or sum(len(piece.body) for piece in pieces) >= segments.SEAL_BYTES
+        packed = segments.packed(pieces, seal_last=seal_last)
+        for segment in packed:
+            segments.insert(connection, key, segment)
+        plain = [segment for segment in packed if segment.codec == segments.PLAIN]
+        sealed_to = plain[0].first - 1 if plain else stream.head.sequence
+        sealed = [(name, at) for name, at in stream.tail_ids.items() if at <= sealed_to]
+        connection.executemany(
+            "INSERT OR REPLACE INTO ids (agent, id, sequence) VALUES (?, ?, ?)",
+            [(key, event_rows.id_key(name), at) for name, at in sealed],
+        )
+        # The writers' counters may run ahead of what is sealed: the tail only raises them.
+        connection.executemany(
+            "INSERT OR REPLACE INTO writers (agent, writer, last) VALUES (?, ?, ?)",
+            [(key, name, stream.head.writers[name]) for name in stream.fresh_writers],
+        )
+        stream.fresh_writers.clear()
+        stream.tail_ids = {name: at for name, at in stream.tail_ids.items() if at > sealed_to}
+        stream.tail_rows = len(plain)
+        stream.tail_bytes = sum(len(segment.body) for segment in plain)
+
+
+class _Recall:
+    """`model.sequencing.Recall`: the buffer of this transaction, then the disk."""
+
+    def __init__(self, connection: sqlite3.Connection, stream: _Stream) -> None:
+        self._connection = connection
+        self._stream = stream
+
+    def by_id(self, agent: str, event_id: str) -> Event | None:
+        sequence = self._stream.tail_ids.get(event_id)
+        if sequence is None:
+            row = self._connection.execute(
+                "SELECT sequence FROM ids WHERE agent = ? AND id = ?",
+                (self._stream.id, event_rows.id_key(event_id)),
+            ).fetchone()
+            if row is None:
+                return None
+            sequence = int(row[0])
+        buffer = self._stream.buffer
+        if buffer and sequence >= buffer[0].event.sequence:
+            return buffer[sequence - buffer[0].event.sequence].event
+        return event_rows.event_at(self._connection, self._stream.id, agent, sequence)
+
+    def by_writer(self, agent: str, writer: str, writer_sequence: int) -> Event | None:
+        for recorded in reversed(self._stream.buffer):
+            event = recorded.event
+            if event.writer == writer and event.writer_sequence == writer_sequence:
+                return event
+        for segment in event_rows.newest_first(self._connection, self._stream.id):
+            for event in reversed(segments.events(segment, agent)):
+                if event.writer == writer and event.writer_sequence <= writer_sequence:
+                    return event if event.writer_sequence == writer_sequence else None
+        return None
+
+
+def _load(connection: sqlite3.Connection, agent: str) -> _Stream:
+    """An agent's head from disk."""
+    row = connection.execute(
+        "SELECT id, epoch, forked_at, chain FROM agents WHERE name = ?", (agent,)
+    ).fetchone()
+    if row is None:
+        return _Stream(None, Head(agent, 0, 0, first_chain(agent), None, {}))
+    agent_id, epoch, forked_at, chain = row
+    tail = event_rows.tail(connection, agent_id)
+    newest = event_rows.newest(connection, agent_id)
+    writers = dict(
+        connection.execute("SELECT writer, last FROM writers WHERE agent = ?", (agent_id,))
+    )
+    stream = _Stream(agent_id, Head(agent, forked_at, epoch, chain, None, writers))
+    if newest is None:
+        return stream
+    if not segments.chain_is_sound(newest):
+        raise segments.damaged(newest, agent, "its chain is cut")
+    for segment in tail:
+        for event in segments.events(segment, agent):
+            stream.note(event)
+            if event.writer_sequence > writers.get(event.writer, 0):
+                writers[event.writer] = event.writer_sequence
+    stream.tail_rows = len(tail)
+    stream.tail_bytes = sum(len(segment.body) for segment in tail)
+    stream.time_max = newest.time_max
+    time_max = event_rows.from_microseconds(newest.time_max)
+    stream.head = Head(agent, newest.last, epoch, newest.chain, time_max, writers)
+    return stream
+
+
+def _row_id(connection: sqlite3.Connection, stream: _Stream) -> int:
+    """The id of an agent's row, which is made if there is none."""
+    if stream.id is None:
+        cursor = connection.execute(
+            "INSERT INTO agents (name, epoch, forked_at, chain) VALUES (?, 0, 0, ?)",
+            (stream.head.agent, first_chain(stream.head.agent)),
+        )
+        stream.id = int(cursor.lastrowid or 0)
+    return stream.id
+
+
+def _pieces(new: Iterable[Recorded], stream: _Stream) -> list[Piece]:
+    pieces = []
+    for event, data, chain in new:
+        stream.time_max = max(stream.time_max, event_rows.microseconds(event.time))
+        crc = struct.pack("<I", zlib.crc32(data))
+        pieces.append(Piece(event.sequence, event.sequence, stream.time_max, chain, crc, data))
+    return pieces
+
+
+def _derive(
+    connection: sqlite3.Connection, agent_id: int, new: Iterable[Recorded]
+) -> None:
+    """Write what other tables keep of an event."""
+    for event, _, _ in new:
+        if event.type == "memory.stored":
+            memory_index.record_memory(connection, agent_id, event)
+        elif event.type == "memory.forgotten":
+            memory_index.record_forgetting(connection, agent_id, event)
+        elif event.type == "agent.reverted" and isinstance(event.data, dict):
+            connection.execute(
+                "INSERT OR REPLACE INTO reverts (agent, sequence, target) VALUES (?, ?, ?)",
+                (agent_id, event.sequence, event.data["to"]),
+            )
+
+
+def _with_epoch(head: Head, epoch: int) -> Head:
+    return Head(head.agent, head.sequence, epoch, head.chain, head.time_max, head.writers)
+
+
+def _new_id() -> str:
+    return str(uuid_utils.uuid7())

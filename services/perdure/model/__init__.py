@@ -1,0 +1,1 @@
+"""Plain values and pure functions: events, streams, states, folds. No I/O, no clock, no randomness."""

@@ -1,0 +1,333 @@
+"""Events: CloudEvents 1.0 with perdure's extensions.
+
+Invariants:
+- The recorded data of an event equals what was given, value for value, and is a copy of it: changing
+  the caller's object later changes nothing.
+- `encode` is deterministic: the same event gives the same bytes on every machine and store. These
+  bytes are what is stored and what the hash chain runs over.
+"""
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgspec
+
+from perdure.errors import Corrupt, EventTooLarge, InvalidData, PerdureError
+from perdure.model import names
+
+if TYPE_CHECKING:
+    JSON: TypeAlias = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+else:
+    JSON = Any  # msgspec resolves annotations, and knows no recursive alias
+
+EVENT_BYTES_MAX: Final = 1_000_000
+"""The most bytes of JSON in one event's data: what Kafka's brokers take by default, less the rest
+of the record, so that an agent that fits one machine fits the cluster."""
+
+SEQUENCE_DIGITS: Final = 20
+"""Width of the zero-padded `sequence` on the wire: CloudEvents orders the attribute as text."""
+
+_encoder = msgspec.json.Encoder()
+
+
+class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that is not recorded yet: what `emit_many` takes, and what `emit` builds.
+
+    `id`, or `writer` with `writer_sequence`, make a write idempotent: given again, the event that
+    is already recorded is the answer. Everything left out is filled in when it is recorded.
+
+    >>> NewEvent(type="decision.made", data={"choice": "refund"}).type
+    'decision.made'
+    """
+
+    type: str
+    data: object = None
+    id: str | None = None
+    time: dt.datetime | None = None
+    source: str | None = None
+    version: int | None = None
+    writer: str | None = None
+    writer_sequence: int | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    traceparent: str | None = None
+    key_id: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A recorded event. `sequence` counts 1, 2, 3 … within its agent (`subject`).
+
+    `epoch` is the fencing token of the exclusive opening that wrote it, 0 for a shared
+    contribution. `version` is the version of its type's data. Times are in UTC.
+
+    >>> event = Event(
+    ...     id="01936f5e-0000-7000-8000-000000000000", type="plan.generated",
+    ...     subject="airline/mia", source="/airline/mia", sequence=7,
+    ...     time=dt.datetime(2026, 11, 1, tzinfo=dt.timezone.utc), writer="w", writer_sequence=7,
+    ...     data={"steps": ["look", "book"]})
+    >>> event.position
+    'airline/mia@7'
+    >>> decode(encode(event)) == event
+    True
+    """
+
+    id: str
+    type: str
+    subject: str
+    source: str
+    sequence: int
+    time: dt.datetime
+    writer: str
+    writer_sequence: int = msgspec.field(name="writersequence")
+    epoch: int = 0
+    version: int = 1
+    correlation_id: str | None = msgspec.field(name="correlationid", default=None)
+    causation_id: str | None = msgspec.field(name="causationid", default=None)
+    traceparent: str | None = None
+    expected_sequence: int | None = msgspec.field(name="expectedsequence", default=None)
+    key_id: str | None = msgspec.field(name="keyid", default=None)
+    data: JSON = None
+
+    @property
+    def position(self) -> str:
+        """Where the event stands: give it to a read as `at_least=` to see at least this event."""
+        return f"{self.subject}@{self.sequence}"
+
+    def to_cloudevent(self) -> dict[str, JSON]:
+        """The event in the JSON format of CloudEvents 1.0 (section 3 of its JSON event format).
+
+        `sequence` is text of 20 digits; `dataschema` names the type and version of the data.
+        """
+        attributes: dict[str, JSON] = {
+            "specversion": "1.0",
+            "id": self.id,
+            "source": self.source,
+            "type": self.type,
+            "subject": self.subject,
+            "time": self.time.isoformat().replace("+00:00", "Z"),
+            "datacontenttype": "application/json",
+            "dataschema": f"urn:perdure:event:{self.type}:{self.version}",
+            "sequence": f"{self.sequence:0{SEQUENCE_DIGITS}d}",
+            "writer": self.writer,
+            "writersequence": f"{self.writer_sequence:0{SEQUENCE_DIGITS}d}",
+            "epoch": self.epoch,
+        }
+        for name, value in (
+            ("correlationid", self.correlation_id),
+            ("causationid", self.causation_id),
+            ("traceparent", self.traceparent),
+            (
+                "expectedsequence",
+                None
+                if self.expected_sequence is None
+                else f"{self.expected_sequence:0{SEQUENCE_DIGITS}d}",
+            ),
+            ("keyid", self.key_id),
+        ):
+            if value is not None:
+                attributes[name] = value
+        attributes["data"] = self.data
+        return attributes
+
+
+_decoder = msgspec.json.Decoder(Event)
+_list_decoder = msgspec.json.Decoder(list[Event])
+_raw_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def encode(event: Event) -> bytes:
+    """The bytes of an event, as they are stored: compact JSON, attributes in a fixed order."""
+    return _encoder.encode(event)
+
+
+def decode(data: bytes | msgspec.Raw) -> Event:
+    """An event from its stored bytes.
+
+    Raises:
+        Corrupt: the bytes are no event.
+    """
+    try:
+        return _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"stored bytes are no event: {error}") from error
+
+
+def decode_all(data: bytes) -> list[Event]:
+    """The events of a JSON array of stored events."""
+    try:
+        return _list_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Corrupt(f"stored bytes are no list of events: {error}") from error
+
+
+def split_all(data: bytes) -> list[bytes]:
+    """The stored bytes of each event of a JSON array of stored events."""
+    try:
+        return [bytes(raw) for raw in _raw_list_decoder.decode(data)]
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"stored bytes are no list of events: {error}") from error
+
+
+def json_copy(what: str, data: object, *, bytes_max: int = EVENT_BYTES_MAX) -> tuple[JSON, int]:
+    """A copy of JSON-able data, equal to it value for value, and its size in bytes of JSON.
+
+    Raises:
+        InvalidData: it is not JSON-able; the message names the path of the value that isn't.
+        EventTooLarge: it takes more than `bytes_max` bytes.
+
+    >>> json_copy("data", {"seats": ["12A"]})
+    ({'seats': ['12A']}, 17)
+    >>> json_copy("data", {"price": float("nan")})
+    Traceback (most recent call last):
+    ...
+    perdure.errors.InvalidData: data["price"] is nan, which JSON doesn't have (use None or a str)
+    """
+    try:
+        encoded = _encoder.encode(data)
+        if len(encoded) > bytes_max:
+            raise EventTooLarge(
+                f"{what} takes {len(encoded):,} bytes of JSON, {bytes_max:,} are the most in one "
+                "event",
+                hint="save a large object with agent.checkpoint(name, value) and emit its name",
+            )
+        copy: JSON = msgspec.json.decode(encoded)
+        if copy == data:
+            return copy, len(encoded)
+    except (PerdureError, RecursionError) as error:
+        if isinstance(error, PerdureError):
+            raise
+        raise InvalidData(
+            f"{what} is nested too deeply for JSON, or holds itself",
+            hint="save such an object with agent.checkpoint(name, value)",
+        ) from error
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+        _explain(what, data)
+        raise InvalidData(f"{what} is not JSON: {error}", hint="convert it first") from error
+    _explain(what, data)
+    # All of it is JSON, and still the copy is not equal: there are tuples, which become lists.
+    return copy, len(encoded)
+
+
+def _explain(path: str, value: object) -> None:
+    """Raise InvalidData at the first value that JSON can't hold."""
+    kind = type(value)
+    if value is None or kind in (bool, int):
+        return
+    if kind is float:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise InvalidData(
+                f"{path} is {value}, which JSON doesn't have", hint="use None or a str"
+            )
+        return
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidData(
+                f"{path} holds the lone surrogate {value[error.start]!r}",
+                hint="text has to be valid Unicode",
+            ) from error
+        return
+    if kind in (list, tuple) and isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _explain(f"{path}[{index}]", item)
+        return
+    if kind is dict and isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise InvalidData(
+                    f"{path} has the key {name!r} of type {type(name).__name__}",
+                    hint="JSON objects have text keys",
+                )
+            _explain(f"{path}[{name!r}]".replace("'", '"'), item)
+        return
+    raise InvalidData(
+        f"{path} is of type {kind.__name__}, which is not JSON",
+        hint="convert it, or save the object with agent.checkpoint(name, value)",
+    )
+
+
+def utc(what: str, time: object) -> dt.datetime:
+    """A point in time, in UTC: from a datetime with a zone, or from ISO 8601 text with one.
+
+    Raises:
+        InvalidData: it is neither, or has no zone.
+
+    >>> utc("time", "2026-11-01T11:00+01:00").isoformat()
+    '2026-11-01T10:00:00+00:00'
+    """
+    if isinstance(time, str):
+        try:
+            time = dt.datetime.fromisoformat(time)
+        except ValueError as error:
+            raise InvalidData(
+                f"{what} {time[:60]!r} is no time", hint="for example 2026-11-01T10:00Z"
+            ) from error
+    if not isinstance(time, dt.datetime):
+        raise InvalidData(
+            f"{what} is of type {type(time).__name__}, not a time",
+            hint="give a datetime with a zone, or text such as 2026-11-01T10:00Z",
+        )
+    if time.tzinfo is None or time.utcoffset() is None:
+        raise InvalidData(
+            f"{what} {time.isoformat()} has no zone",
+            hint="add one: 2026-11-01T10:00Z, or datetime(..., tzinfo=timezone.utc)",
+        )
+    return time.astimezone(dt.timezone.utc)
+
+
+def checked_sequence(what: str, value: object, *, least: int = 0) -> int:
+    """A sequence that a caller gave: a whole number from `least` on.
+
+    >>> checked_sequence("at", "7")
+    Traceback (most recent call last):
+    ...
+    perdure.errors.InvalidData: at is '7', of type str, not a sequence (give a whole number from 0 on)
+    """
+    if type(value) is not int or value < least:
+        raise InvalidData(
+            f"{what} is {value!r}, of type {type(value).__name__}, not a sequence",
+            hint=f"give a whole number from {least} on",
+        )
+    return value
+
+
+def prepared(event: NewEvent) -> tuple[NewEvent, int]:
+    """A new event with everything checked and its data copied, and the data's size in bytes.
+
+    Raises:
+        InvalidName: its type is no event type.
+        InvalidData: its data is not JSON-able, a time has no zone, a number is no sequence.
+        EventTooLarge: its data is over `EVENT_BYTES_MAX`.
+
+    >>> prepared(NewEvent(type="note", data=[1, 2]))[1]
+    5
+    """
+    data, size = json_copy("data", event.data)
+    names.event_type(event.type)
+    for name, text in (
+        ("id", event.id),
+        ("source", event.source),
+        ("writer", event.writer),
+        ("correlation_id", event.correlation_id),
+        ("causation_id", event.causation_id),
+        ("traceparent", event.traceparent),
+        ("key_id", event.key_id),
+    ):
+        if text is not None:
+            names.key(name, text)
+    if event.version is not None:
+        checked_sequence("version", event.version, least=1)
+    if event.writer_sequence is not None:
+        checked_sequence("writer_sequence", event.writer_sequence, least=1)
+        if event.writer is None:
+            raise InvalidData(
+                f"writer_sequence {event.writer_sequence} is given without a writer",
+                hint="give writer= too: the two together identify the event",
+            )
+    return (
+        msgspec.structs.replace(
+            event, data=data, time=None if event.time is None else utc("time", event.time)
+        ),
+        size,
+    )

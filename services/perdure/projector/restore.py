@@ -1,0 +1,76 @@
+"""State on demand.
+
+Invariants:
+- A state restored from any checkpoint equals the state folded from event 1.
+- What is read is the timeline at the asked point: undone events don't count, a fork's parent does
+  up to the fork.
+- Memory is bounded by the state and one batch, at any length of the history.
+"""
+
+from typing import Generic, NamedTuple, TypeVar
+
+from perdure.model.projection import Projection
+from perdure.model.timeline import Lineage, after, timeline
+from perdure.model.upcast import Upcasters
+from perdure.ports import EventTable, StateTable
+
+S = TypeVar("S")
+
+
+class Restored(NamedTuple, Generic[S]):
+    """A state after `sequence`, and what getting it took.
+
+    `saved` is the size in bytes of the checkpoint it started from, 0 without one; `folded` the
+    stored bytes of the events that were folded onto it.
+    """
+
+    state: S
+    sequence: int
+    saved: int
+    folded: int
+
+
+async def restore(
+    events: EventTable,
+    states: StateTable,
+    upcasters: Upcasters,
+    projection: Projection[S],
+    lineage: Lineage,
+    at: int,
+) -> Restored[S]:
+    """The state of a projection after the sequence `at` (0: before the first event).
+
+    Raises:
+        Corrupt: an event that is needed is damaged or missing.
+        MissingUpcaster: an event's version can't be lifted to the current one.
+        ProjectionFailed: the projection's function raised.
+    """
+    spans = timeline(lineage, at)
+    saved = await states.nearest(projection.name, projection.key, spans)
+    state, size = projection.initial(lineage[0].agent), 0
+    if saved is not None:
+        state, size = projection.decode(saved.data), len(saved.data)
+        spans = after(spans, saved.agent, saved.sequence) or []
+    folded = 0
+    for span in spans:
+        async for batch in events.read(span):
+            state = projection.fold(state, upcasters.lift(batch.events))
+            folded += batch.size
+    return Restored(state, at, size, folded)
+
+
+async def refold(
+    events: EventTable,
+    upcasters: Upcasters,
+    projection: Projection[S],
+    lineage: Lineage,
+    at: int,
+) -> S:
+    """The state folded from event 1, without any checkpoint: what every other way must equal."""
+    state = projection.initial(lineage[0].agent)
+    for span in timeline(lineage, at):
+        async for batch in events.read(span):
+            state = projection.fold(state, upcasters.lift(batch.events))
+    return state
+
+
