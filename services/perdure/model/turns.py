@@ -145,7 +145,7 @@ def shown(value: object) -> str:
     'xxx...'
     """
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004 - one line's worth
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # --- Who speaks, and which calls there are -------------------------------------------------------

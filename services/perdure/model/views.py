@@ -40,7 +40,6 @@ _FIELDS: Final[dict[str, frozenset[str]]] = {
     # `name` is not in the reference, but recorded runs have it and OpenAI takes it.
     "tool": frozenset({"role", "content", "name", "tool_call_id"}),
 }
-_NULLABLE: Final = frozenset({"refusal", "audio", "function_call"})
 _PARTS: Final[dict[str, frozenset[str]]] = {
     "system": frozenset({"text"}),
     "developer": frozenset({"text"}),
@@ -64,19 +63,6 @@ class _Said:
     role: str
     blocks: list[JSON]
     index: int
-
-
-def copied(value: JSON) -> JSON:
-    """A copy of JSON that shares no list or object with the original.
-
-    >>> copied({"a": [1]})
-    {'a': [1]}
-    """
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [copied(item) for item in value]
-    return value
 
 
 # --- OpenAI --------------------------------------------------------------------------------------
@@ -121,7 +107,9 @@ def _openai_answer(call: Call, answer: Turn | None, repairs: list[Repair]) -> di
     message = _openai_fields(answer, repairs)
     content = _openai_content(answer, repairs)
     if content is None:
-        repairs.append(Repair("content", answer.index, "an answer without content gets an empty one"))
+        repairs.append(
+            Repair("content", answer.index, "an answer without content gets an empty one")
+        )
         content = ""
     message["role"] = "tool"
     message["tool_call_id"] = call.id
@@ -130,39 +118,41 @@ def _openai_answer(call: Call, answer: Turn | None, repairs: list[Repair]) -> di
 
 
 def _openai_fields(turn: Turn, repairs: list[Repair]) -> dict[str, JSON]:
-    """A copy of a message without what its role has no field for; `tool_calls` are left to do."""
+    """A message without what its role has no field for; content and calls are written later."""
     message: dict[str, JSON] = {}
     unknown = []
     for key, value in turn.message.items():
-        if key == "name":
-            if isinstance(value, str) and valid_name(value) == value and value:
-                message[key] = value
-            elif isinstance(value, str) and value:
-                message[key] = valid_name(value)
-                repairs.append(
-                    Repair("name", turn.index, f"name {shown(value)} is {message[key]!r}")
-                )
-            else:
-                unknown.append(key)
-        elif key not in _FIELDS[turn.role]:
+        if key not in _FIELDS[turn.role] or not _openai_has(key, value):
             unknown.append(key)
-        elif key == "tool_calls":
-            if value in (None, []):
-                # "[] is too short - 'messages.1.tool_calls'", and null is no list.
-                unknown.append(key)
-        elif value is None and key in _NULLABLE:
-            message[key] = None
-        elif key == "function_call":
-            continue  # a tool call by now, or reported as none
-        elif key == "audio" or (key == "refusal" and not isinstance(value, str)):
-            unknown.append(key)  # the audio that can be sent is an id that expires
-        else:
-            message[key] = copied(value)
+        elif key == "name":
+            message[key] = _openai_name(turn, str(value), repairs)
+        elif value is None or key not in ("tool_calls", "function_call"):
+            message[key] = value
     if unknown:
         repairs.append(
             Repair("field", turn.index, f"left out of the message: {shown(', '.join(unknown))}")
         )
     return message
+
+
+def _openai_has(key: str, value: JSON) -> bool:
+    """Whether a field of a message may have such a value; calls were read before, as far as sound.
+
+    "[] is too short - 'messages.1.tool_calls'", and null is no list; the audio that could be sent
+    is an id that expires.
+    """
+    if value is None:
+        return key not in ("name", "tool_calls")
+    if key in ("name", "refusal"):
+        return isinstance(value, str) and (value != "" or key == "refusal")
+    return key != "audio" and not (key == "tool_calls" and value == [])
+
+
+def _openai_name(turn: Turn, name: str, repairs: list[Repair]) -> str:
+    valid = valid_name(name)
+    if valid != name:
+        repairs.append(Repair("name", turn.index, f"the name {shown(name)} is {valid!r}"))
+    return valid
 
 
 def _openai_content(turn: Turn, repairs: list[Repair]) -> JSON:
@@ -183,7 +173,7 @@ def _openai_content(turn: Turn, repairs: list[Repair]) -> JSON:
     parts = [_openai_part(part, turn.role, report) for part in content]
     refusals = [part for part in parts if part.get("type") == "refusal"]
     if refusals and len(parts) > 1:
-        # "one or more of type text, or exactly one of type refusal"
+        # The reference: "one or more of type text, or exactly one of type refusal".
         report("a refusal beside other parts is written as text")
         parts = [
             {"type": "text", "text": part["refusal"]} if part.get("type") == "refusal" else part
@@ -232,12 +222,14 @@ def _openai_said(
         return content
     refusal = turn.message.get("refusal")
     if isinstance(refusal, str) and refusal:
-        # "content: required unless tool_calls or function_call is specified"
+        # The reference: content is "required unless tool_calls or function_call is specified".
         del message["refusal"]
         repairs.append(Repair("content", turn.index, "a refusal without content is its content"))
         return [{"type": "refusal", "refusal": refusal}]
     if (spoken := _transcript(turn)) is not None:
-        repairs.append(Repair("content", turn.index, "spoken words are written as their transcript"))
+        repairs.append(
+            Repair("content", turn.index, "spoken words are written as their transcript")
+        )
         return spoken
     return content
 
@@ -298,7 +290,7 @@ def _say(sent: list[_Said], said: _Said, repairs: list[Repair]) -> None:
         sent[-1].index = said.index
         return
     if not sent and said.role == "assistant":
-        # "messages: first message must use the "user" role"
+        # The API: "first message must use the user role".
         repairs.append(Repair("inserted", said.index, "before it the user says that it begins"))
         sent.append(_Said("user", [{"type": "text", "text": BEGINNING}], said.index))
     sent.append(said)
@@ -326,7 +318,7 @@ def _anthropic_blocks(turn: Turn, repairs: list[Repair]) -> list[dict[str, JSON]
         block = _anthropic_image(part) if with_images else None
         if block is None:
             text = part if isinstance(part, str) else _part_text(part, report)
-            # "messages: text content blocks must contain non-whitespace text"
+            # The API: "text content blocks must contain non-whitespace text".
             if not text.strip():
                 continue
             block = {"type": "text", "text": text}
@@ -368,7 +360,7 @@ def _anthropic_answer(call: Call, answer: Turn | None, repairs: list[Repair]) ->
 
 
 def _strip_end(said: _Said, repairs: list[Repair]) -> None:
-    # "messages: final assistant content cannot end with trailing whitespace"
+    # The API: "final assistant content cannot end with trailing whitespace".
     last = said.blocks[-1]
     if isinstance(last, dict) and isinstance(text := last.get("text"), str):
         stripped = text.rstrip()
