@@ -754,6 +754,12 @@ def test_anthropic_gets_no_blank_text(blank: JSON) -> None:
     assert (view.system, [m["role"] for m in view]) == ("", ["user", "assistant", "user"])
 
 
+def test_what_is_no_message_is_left_out() -> None:
+    """A value that is no object, from a foreign producer, is reported and not sent."""
+    view = heal([user(), "hello", None], "openai")
+    assert ([user()], ["set-aside", "set-aside"]) == (view.messages, kinds(view))
+
+
 def test_pictures_reach_anthropic_as_images() -> None:
     """Data and https pictures are image blocks for the user, a note where none are allowed."""
     data: JSON = {"type": "image_url", "image_url": {"url": picture}}

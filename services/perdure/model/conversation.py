@@ -89,7 +89,7 @@ class Conversation(Sequence[dict[str, JSON]]):
         )
 
 
-def heal(messages: Sequence[dict[str, JSON]], provider: Provider) -> Conversation:
+def heal(messages: Sequence[JSON], provider: Provider) -> Conversation:
     """A view of recorded chat messages (OpenAI format) that the provider takes.
 
     For both providers: every tool call has exactly one answer, right after it; a call without one

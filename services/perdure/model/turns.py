@@ -105,9 +105,7 @@ class Turn:
     answers: "list[tuple[Call, Turn | None]]" = dataclasses.field(default_factory=list)
 
 
-def read_turns(
-    messages: Sequence[dict[str, JSON]], provider: Provider, repairs: list[Repair]
-) -> list[Turn]:
+def read_turns(messages: Sequence[JSON], provider: Provider, repairs: list[Repair]) -> list[Turn]:
     """The turns of a conversation; what had to be repaired is added to `repairs`.
 
     >>> turns = read_turns([{"role": "tool", "tool_call_id": "c", "content": "lost"}], "openai", [])
@@ -151,14 +149,12 @@ def shown(value: object) -> str:
 # --- Who speaks, and which calls there are -------------------------------------------------------
 
 
-def _read(messages: Sequence[dict[str, JSON]], repairs: list[Repair]) -> list[Turn]:
+def _read(messages: Sequence[JSON], repairs: list[Repair]) -> list[Turn]:
     said = []
     for index, message in enumerate(messages):
-        # Data comes from a store that foreign producers write to: its type is a promise only.
-        value: object = message
-        if not isinstance(value, dict):
+        if not isinstance(message, dict):
             repairs.append(
-                Repair("set-aside", index, f"it is {shown(value)}, not a message: left out")
+                Repair("set-aside", index, f"it is {shown(message)}, not a message: left out")
             )
             continue
         role = message.get("role")
