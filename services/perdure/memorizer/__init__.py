@@ -1,0 +1,1 @@
+"""Memory: texts an agent keeps, found again by meaning and by word."""
