@@ -1,0 +1,90 @@
+"""The stores that the suite runs on, each behind the same few calls.
+
+Nothing else in the suite knows what a store is made of: a new one is a class here and a line in
+`KINDS`. A *place* is data that outlives connections: connect to it, crash, connect again.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import perdure
+
+
+class WordsEmbedder:
+    """A small, fast and deterministic embedder: texts that share words have a small angle."""
+
+    name = "words-64"
+    dimensions = 64
+
+    def embed(self, texts):
+        """One row a text: how often words of each bucket occur in it, scaled to unit length."""
+        rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split():
+                digest = hashlib.sha256(word.strip(".,?!").encode("utf-8", "replace")).digest()
+                row[digest[0] % self.dimensions] += 1.0
+            length = float(np.linalg.norm(row))
+            if length:
+                row /= length
+        return rows
+
+
+class EmbeddedPlace:
+    """A folder of its own."""
+
+    def __init__(self, folder):
+        self.url = str(folder)
+        self._connected = []
+
+    async def connect(self, **options):
+        """Connect to the place, with the small embedder where none is given."""
+        store = await perdure.connect(self.url, **{"embedder": WordsEmbedder(), **options})
+        self._connected.append(store)
+        return store
+
+    async def close(self):
+        """Close what tests left open: a store that was dropped in a crash is among it."""
+        for store in self._connected:
+            await store.close()
+        self._connected.clear()
+
+
+class EmbeddedStores:
+    """Makes places of the embedded store."""
+
+    name = "embedded"
+
+    def __init__(self):
+        self._root = tempfile.TemporaryDirectory(prefix="conformance-")
+        self._made = 0
+
+    def place(self):
+        """A new, empty place."""
+        self._made += 1
+        return EmbeddedPlace(Path(self._root.name) / f"store-{self._made}")
+
+    def close(self):
+        """Remove all places."""
+        self._root.cleanup()
+
+
+KINDS = {kind.name: kind for kind in (EmbeddedStores,)}
+
+
+def wanted():
+    """The stores to run on: those that CONFORMANCE_STORES names (with commas), else all."""
+    given = os.environ.get("CONFORMANCE_STORES", "")
+    names = [name.strip() for name in given.split(",") if name.strip()] or list(KINDS)
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise ValueError(f"CONFORMANCE_STORES names {unknown}, there are {list(KINDS)}")
+    return names
+
+
+def backend(store):
+    """The ports of a store, for what its public surface can't show."""
+    return store._session.backend
