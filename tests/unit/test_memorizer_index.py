@@ -1,5 +1,6 @@
 """The memory index on the store's file: what is visible, what passes, what survives."""
 
+import asyncio
 import datetime as dt
 import string
 
@@ -404,6 +405,16 @@ async def test_only_what_lacks_a_vector_is_embedded(store):
     await store.store(201, "one more")
     assert await memorize(store.index, store.embedder, ALL) == 1
     assert len(store.embedder.texts) == 201
+
+
+async def test_recalls_at_the_same_time_agree(store):
+    """Recalls that run at once embed and search side by side, and each gets the full answer."""
+    for sequence in range(1, 101):
+        await store.store(sequence, f"{'abcdefghij'[sequence % 10] * 3} seat {sequence}")
+    queries = ["aaa seat", "bbb seat", "ccc seat", "aaa seat"]
+    at_once = await asyncio.gather(*(store.recall(query, k=10) for query in queries))
+    assert at_once == [await store.recall(query, k=10) for query in queries]
+    assert store.database.read().execute("SELECT count(*) FROM vectors").fetchone() == (100,)
 
 
 async def test_embedders_don_t_mix(store):
