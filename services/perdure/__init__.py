@@ -12,6 +12,7 @@ from perdure.agent.agent import Agent, Reverted
 from perdure.agent.connect import connect
 from perdure.agent.records import Records, RecordVersion
 from perdure.agent.store import Store
+from perdure.agent.sync import SyncAgent, SyncAgentView, SyncRecords, SyncStore, connect_sync
 from perdure.agent.view import AgentView, Change, Verification
 from perdure.checkpointer.graph import checkpointable
 from perdure.errors import (
@@ -93,6 +94,10 @@ __all__ = [
     "StoreClosed",
     "StoreFull",
     "StoreReadOnly",
+    "SyncAgent",
+    "SyncAgentView",
+    "SyncRecords",
+    "SyncStore",
     "Unavailable",
     "UnsupportedFormat",
     "Verification",
@@ -100,6 +105,7 @@ __all__ = [
     "__version__",
     "checkpointable",
     "connect",
+    "connect_sync",
     "projection",
     "upcaster",
 ]
