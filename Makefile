@@ -34,7 +34,8 @@ check: $(DONE)/dev ## lint, formatting and strict types
 bench: $(DONE)/dev ## measure perdure beside raw SQLite and its peers
 	@$(BIN)/perdure bench $(ARGS)
 
-docs: $(DONE)/dev ## run every example of the docstrings and pages
+docs: $(DONE)/dev ## write the generated pages, and run every example of docstrings and pages
+	@$(BIN)/python ops/cli_reference.py
 	@$(BIN)/python -m pytest --quiet tests/unit/test_examples.py $(ARGS)
 
 demo: $(DONE)/runtime ## watch an agent being killed and losing nothing

@@ -1,0 +1,1 @@
+"""The command `perdure`: a file for each command, or for a few that belong together."""
