@@ -39,7 +39,7 @@ def plan(value: object, buffers: BufferWriter) -> Plan:
     if isinstance(value, np.dtype):
         return _plan_dtype(value)
     if isinstance(value, np.str_):
-        return [Tag.SCALAR_TEXT], [str(value)]
+        return [Tag.SCALAR_TEXT], [str.__str__(value)]
     if isinstance(value, np.bytes_):
         return [Tag.SCALAR_BYTES], [bytes(value)]
     if isinstance(value, np.generic):
@@ -58,12 +58,21 @@ def plan(value: object, buffers: BufferWriter) -> Plan:
 def _plan_array(array: Array, buffers: BufferWriter) -> Plan:
     _check_dtype(array.dtype)
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
-    rows = array.T if order == "F" else np.ascontiguousarray(array)
+    rows = array.T if order == "F" else _contiguous(array)
     size = array.size * array.dtype.itemsize
     # Through bytes where there are none: a view of nothing as bytes is refused by numpy.
     data = rows.reshape(-1).view(np.uint8).data if size else b""
     buffers.add(data)
     return [Tag.ARRAY, order, array.flags.writeable, *array.shape], [array.dtype]
+
+
+def _contiguous(array: Array) -> Array:
+    if array.dtype.names is None or array.flags.c_contiguous:
+        return np.ascontiguousarray(array)
+    # numpy copies fields and leaves the padding between them to chance.
+    rows: Array = np.zeros(array.shape, array.dtype)
+    rows[...] = array
+    return rows
 
 
 def _plan_dtype(dtype: DType) -> Plan:
@@ -159,9 +168,12 @@ def _make_array(values: Values, buffers: BufferReader) -> object:
     data = buffers.take(math.prod(shape) * dtype.itemsize)
     if dtype.itemsize == 0 and dtype.names is None:
         raise Corrupt("an array has items without bytes")
-    # A copy of its own: writable, aligned, and not holding on to the whole checkpoint.
-    stored: Array = np.ndarray(shape, dtype, buffer=data, order="C" if order == "C" else "F")
-    array = stored.copy(order="K")
+    # Memory of its own: writable, aligned, and not holding on to the whole checkpoint.
+    array: Array = np.empty(shape, dtype, order="C" if order == "C" else "F")
+    if data:
+        rows = array.T if order == "F" else array
+        # As bytes, padding between fields included: the same array is the same checkpoint again.
+        rows.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8)
     array.flags.writeable = exactly(bool, writable)
     return array
 

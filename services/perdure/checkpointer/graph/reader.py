@@ -107,7 +107,7 @@ class _Reader:
         """What can exist before its content does, so that anything may refer to it."""
         objects = self._objects
         for number, node in enumerate(nodes):
-            tag = node[0]
+            tag = exactly(int, node[0])
             if tag == Tag.LIST:
                 objects[number] = []
             elif tag == Tag.DICT:

@@ -17,7 +17,7 @@ from perdure.checkpointer.graph import layout, leaves, paths
 from perdure.checkpointer.graph.checks import exactly
 from perdure.checkpointer.graph.classes import CLASS_VERSION, Classes, Entry, Kind, key_of, kind_of
 from perdure.checkpointer.graph.layout import Tag
-from perdure.checkpointer.graph.plain import is_plain
+from perdure.checkpointer.graph.plain import LONG_TEXT, is_plain
 from perdure.errors import NotCheckpointable
 
 HASH_DEPTH_MAX: Final = 32
@@ -140,7 +140,10 @@ class _Writer:
         node, children = frame.node, frame.children
         for position in range(frame.cursor, len(children)):
             child = children[position]
-            if leaves.is_inline(child):
+            # Short ASCII texts, the most common, without a call; then all that stands for itself.
+            if (
+                type(child) is str and len(child) <= LONG_TEXT and child.isascii()
+            ) or leaves.is_inline(child):
                 node.append(child)
                 continue
             identity = id(child)
@@ -198,6 +201,8 @@ class _Writer:
         """A circle has been written: fill what waited for it, keys last."""
         while self._circle_numbers.pop(self._circle.pop()) != frame.number:
             pass
+        if not self._waiting:
+            return
         first = len(self._waiting)
         while first and self._waiting[first - 1][0] >= frame.number:
             first -= 1
