@@ -9,8 +9,8 @@ Invariants:
   format or with a broken header is refused before anything is written.
 
 The commit runs on the event-loop thread while commits are fast, which on most machines they are
-(0.1 ms): a switch to another thread and back takes half as long as the commit itself. Where the disk
-is slow, or another process holds the write lock, it runs in a thread.
+(0.1 ms): a switch to another thread and back takes half as long as the commit itself. Where the
+disk is slow, or another process holds the write lock, it runs in a thread.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from perdure.errors import (
     Corrupt,
@@ -47,7 +47,9 @@ INLINE_SECONDS_MAX: Final = 0.002
 
 CACHE_KIB: Final = 16 * 1024
 
-Migration = Callable[[sqlite3.Connection], None]
+Job: TypeAlias = Callable[[sqlite3.Connection], object]
+Migration: TypeAlias = Callable[[sqlite3.Connection], None]
+_Waiting: TypeAlias = tuple[Job, asyncio.Future[object]]
 
 
 class Database:
@@ -57,13 +59,21 @@ class Database:
     tables of a new file.
     """
 
-    def __init__(self, path: Path, migrations: list[Migration], *, writable: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        migrations: list[Migration],
+        *,
+        writable: bool = True,
+        busy_seconds: float = BUSY_SECONDS,
+    ) -> None:
         self.path = path
+        self.busy_seconds = busy_seconds
         self.changes = 0
         """Goes up whenever what is known of the tables may be outdated: another process wrote, or
         a transaction was rolled back."""
         self._lock = threading.Lock()
-        self._queue: list[tuple[Callable[[sqlite3.Connection], object], asyncio.Future[object]]] = []
+        self._queue: list[_Waiting] = []
         self._scheduled = False
         self._threads: ThreadPoolExecutor | None = None
         self._commit_seconds = 0.0
@@ -75,12 +85,12 @@ class Database:
         if not writable and not existed:
             raise StoreReadOnly(f"{path} is not there and can't be made", hint="check the path")
         with _translated(path):
-            self._reader = _connect(path)
+            self._reader = _connect(path, busy_seconds)
             try:
                 self._check_format(len(migrations))
                 if writable:
-                    self._writer = _connect(path)
-                    self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
+                    self._writer = _connect(path, busy_seconds)
+                    _write_ahead(self._writer, busy_seconds)
                     # FULL, not NORMAL: a commit that was acknowledged must survive power loss.
                     self._writer.execute("PRAGMA synchronous = FULL")
                     self._migrate(migrations)
@@ -95,7 +105,7 @@ class Database:
     @property
     def format(self) -> int:
         """The format version of the file."""
-        return int(self.read().execute("PRAGMA user_version").fetchone()[0])
+        return _format_of(self.read())
 
     def read(self) -> sqlite3.Connection:
         """The reader connection; it sees everything that is committed, by any process.
@@ -158,8 +168,12 @@ class Database:
                 if self._commit_seconds <= INLINE_SECONDS_MAX
                 else None
             )
-        except PerdureError as error:
+        except Exception as error:  # noqa: BLE001 - whoever waits for it gets it
             results = [error] * len(jobs)
+        except BaseException as error:
+            # Ctrl-C outside of asyncio's care: nobody may be left waiting for ever.
+            self._answer(queue, [error] * len(jobs), loop)
+            raise
         if results is not None:
             self._answer(queue, results, loop)
             return
@@ -170,7 +184,7 @@ class Database:
             answers: list[object]
             try:
                 answers = self._transact(jobs, wait=True) or []
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
                 answers = [error] * len(jobs)
             # A loop that was closed meanwhile has nobody left who waits for the answer.
             with contextlib.suppress(RuntimeError):
@@ -180,7 +194,7 @@ class Database:
 
     def _answer(
         self,
-        queue: list[tuple[Callable[[sqlite3.Connection], object], "asyncio.Future[object]"]],
+        queue: "list[_Waiting]",
         results: list[object],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -196,58 +210,75 @@ class Database:
         else:
             self._scheduled = False
 
-    def _transact(
-        self, jobs: list[Callable[[sqlite3.Connection], object]], *, wait: bool
-    ) -> list[object] | None:
+    def _transact(self, jobs: list[Job], *, wait: bool) -> list[object] | None:
         """Run jobs in one transaction; None where the write lock is taken and `wait` is off."""
         with self._lock:
             connection = self._writer
             if connection is None:
                 raise StoreClosed(f"the store at {self.path.parent} is closed")
-            started = time.perf_counter()
+            if not self._begin(connection, wait=wait):
+                return None
             try:
-                if wait:
-                    connection.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-                try:
-                    connection.execute("BEGIN IMMEDIATE")
-                finally:
-                    if wait:
-                        connection.execute("PRAGMA busy_timeout = 0")
-            except sqlite3.Error as error:
-                if not wait and _is_busy(error):
-                    return None
-                raise translate(error, self.path) from error
-            try:
-                seen = connection.execute("PRAGMA data_version").fetchone()[0]
-                if seen != self._data_version:
-                    self._data_version = seen
-                    self.changes += 1
-                results: list[object] = []
-                for job in jobs:
-                    try:
-                        results.append(job(connection))
-                    except PerdureError as error:
-                        if len(jobs) == 1:
-                            raise
-                        results.append(error)
-                for hook in self._before_commit:
-                    hook(connection)
+                results = self._run(connection, jobs)
+                started = time.perf_counter()
                 connection.execute("COMMIT")
+                spent = time.perf_counter() - started
             except BaseException as error:
                 self.changes += 1
                 if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                    # On a disk that fails, this fails too: the error to tell is the first one.
+                    with contextlib.suppress(sqlite3.Error):
+                        connection.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
                     raise translate(error, self.path) from error
                 raise
-            spent = time.perf_counter() - started
+            # The disk's part alone: the jobs' part takes the interpreter's lock in any thread.
             self._commit_seconds += (spent - self._commit_seconds) / 16
             return results
 
+    def _begin(self, connection: sqlite3.Connection, *, wait: bool) -> bool:
+        """Take the write lock; False where another process has it and `wait` is off."""
+        try:
+            if wait:
+                connection.execute(f"PRAGMA busy_timeout = {int(self.busy_seconds * 1000)}")
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            finally:
+                if wait:
+                    connection.execute("PRAGMA busy_timeout = 0")
+        except sqlite3.Error as error:
+            if not wait and _is_busy(error):
+                return False
+            raise translate(error, self.path) from error
+        return True
+
+    def _run(self, connection: sqlite3.Connection, jobs: list[Job]) -> list[object]:
+        """The results of the jobs; of one that refused, its error."""
+        seen = connection.execute("PRAGMA data_version").fetchone()[0]
+        if seen != self._data_version:
+            self._data_version = seen
+            self.changes += 1
+        results: list[object] = []
+        for job in jobs:
+            try:
+                results.append(job(connection))
+            except PerdureError as error:
+                if len(jobs) == 1:
+                    raise
+                results.append(error)
+        for hook in self._before_commit:
+            hook(connection)
+        return results
+
     def _check_format(self, newest: int) -> None:
-        version = int(self._reader.execute("PRAGMA user_version").fetchone()[0])
-        application = int(self._reader.execute("PRAGMA application_id").fetchone()[0])
-        tables = int(self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+        # In one snapshot: another process may be making the tables right now.
+        self._reader.execute("BEGIN")
+        try:
+            tables = int(self._reader.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+            version = int(self._reader.execute("PRAGMA user_version").fetchone()[0])
+            application = int(self._reader.execute("PRAGMA application_id").fetchone()[0])
+        finally:
+            self._reader.execute("ROLLBACK")
         if tables and application != APPLICATION_ID:
             raise UnsupportedFormat(
                 f"{self.path} is a SQLite file of another program", hint="choose another folder"
@@ -260,12 +291,12 @@ class Database:
 
     def _migrate(self, migrations: list[Migration]) -> None:
         connection = self._writer
-        if connection is None or self._format_of(connection) == len(migrations):
+        if connection is None or _format_of(connection) == len(migrations):
             return
         connection.execute("BEGIN IMMEDIATE")
         try:
             # Read again under the lock: another process may have migrated meanwhile.
-            for version in range(self._format_of(connection), len(migrations)):
+            for version in range(_format_of(connection), len(migrations)):
                 migrations[version](connection)
                 connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -275,17 +306,13 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
 
-    @staticmethod
-    def _format_of(connection: sqlite3.Connection) -> int:
-        return int(connection.execute("PRAGMA user_version").fetchone()[0])
-
     async def close(self) -> None:
         """Wait for writes under way and close the file. Closing twice is harmless."""
         if self._closed:
             return
         if self._scheduled:
             with contextlib.suppress(PerdureError):
-                await self.write(lambda connection: None)
+                await self.write(lambda _: None)
         self._closed = True
         if self._threads is not None:
             self._threads.shutdown()
@@ -296,16 +323,43 @@ class Database:
                 self._writer = None
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _format_of(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path,
         isolation_level=None,  # transactions are begun and ended in the open
         check_same_thread=False,  # the writer is handed between threads, under a lock
-        timeout=BUSY_SECONDS,
+        timeout=busy_seconds,
         cached_statements=256,
     )
-    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    try:
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    except BaseException:
+        connection.close()  # the file is opened with the first statement, and may refuse then
+        raise
     return connection
+
+
+def _write_ahead(connection: sqlite3.Connection, busy_seconds: float) -> None:
+    """Turn WAL mode on, which stays on in the file.
+
+    Of two processes that make a store at the same time, one is told "busy" at once: SQLite does not
+    wait for this lock. So it is waited for with one that it does wait for.
+    """
+    end = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.Error as error:
+            if not _is_busy(error) or time.monotonic() > end:
+                raise
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        else:
+            return
 
 
 @contextlib.contextmanager
@@ -344,12 +398,13 @@ def translate(error: sqlite3.Error, path: Path) -> PerdureError:
         )
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return StoreBusy(
-            f"another process kept {path} locked for {BUSY_SECONDS:.0f} s",
+            f"another process keeps {path} locked",
             hint="try again; `perdure doctor` shows the state of the store",
         )
-    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} or isinstance(
-        error, sqlite3.DatabaseError
-    ) and not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError):
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} or (
+        isinstance(error, sqlite3.DatabaseError)
+        and not isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
+    ):
         return Corrupt(
             f"{path} is damaged or no perdure store: {error}",
             hint="see `perdure doctor`; the file was not changed",
