@@ -146,7 +146,7 @@ async def test_a_folder_that_cannot_be_written(tmp_path):
     """Told as StoreReadOnly, naming the folder (asked as a user without the right)."""
     if os.geteuid() == 0:
         code = """
-import asyncio, os, pathlib, sys
+import asyncio, concurrent.futures.thread, os, pathlib, sys
 from perdure.embedded.blobs import FolderBlobs
 from perdure.errors import StoreReadOnly
 os.setgroups([]); os.setgid(65534); os.setuid(65534)

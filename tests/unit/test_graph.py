@@ -766,7 +766,7 @@ class TestNumpy:
             np.str_(""),
             np.str_("a\0"),
             np.bytes_(b"a\0"),
-            np.datetime64("NaT"),
+            np.datetime64("NaT", "s"),
             np.datetime64("2026-01-01T00:00", "m"),
             np.complex128(1j),
             np.zeros(1, [("a", "i4")])[0],
