@@ -1005,6 +1005,12 @@ class TestLies:
         with pytest.raises(UnsupportedFormat, match="version 2"):
             decode(bytes(newer), CLASSES)
 
+    def test_an_enum_is_not_asked_for_values_it_does_not_have(self):
+        """Only members by name, and combined flags, are made: `_missing_` of an enum never runs."""
+        data = [[0], [[f"{__name__}:Colour", 1, [], []]], [[Tag.ENUM, 0, None, 5]], []]
+        with pytest.raises(Corrupt, match="no combined members"):
+            decode(join(GRAPH, msgspec.msgpack.encode(data), []), CLASSES)
+
     def test_a_hash_that_raises(self):
         """An error in the code of a registered class is corrupt data's doing, and told as such."""
         nodes = [[Tag.SET, [1]], [Tag.OBJECT, 0, [2], None], [Tag.LIST]]

@@ -3,7 +3,8 @@ r"""Object graphs as bytes and back, without ever executing what is read.
 Invariants:
 - Decoding calls nothing that the bytes choose: only constructors of the built-in types below, and
   `object.__new__` of classes that the caller registered. `__init__`, `__post_init__`, `__reduce__`
-  and `__setstate__` never run. (Filling a set or dict hashes its keys, as Python must.)
+  and `__setstate__` never run. (Filling a set or dict hashes its keys, as Python must; a
+  combined flag is made by its own class.)
 - What can't be kept exactly is refused when it is saved, with its path inside the object.
 - Two names for one object stay two names for one object; cycles come back as cycles.
 - Damaged or lying bytes raise Corrupt; nothing is allocated that the bytes at hand don't hold.

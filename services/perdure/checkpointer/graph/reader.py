@@ -6,6 +6,7 @@ Invariants:
 - A class is looked up in the caller's list and nowhere else.
 """
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -258,11 +259,10 @@ def _member(cls: _Class, values: list[object]) -> object:
     name, *rest = values
     members: dict[str, object] = getattr(cls.entry.cls, "__members__", {})
     if name is None and len(rest) == 1:
-        # Members of a Flag combined; a plain enum has no members but the listed.
-        combined = getattr(cls.entry.cls, "_missing_", None)
-        number = exactly(int, rest[0])
-        if combined is not None:
-            return cls.entry.cls(number)  # type: ignore[call-arg]
+        # Members of a Flag combined; a plain enum would ask its own code about unknown values.
+        if not issubclass(cls.entry.cls, enum.Flag):
+            raise Corrupt(f"enum {cls.entry.key} has no combined members")
+        return cls.entry.cls(exactly(int, rest[0]))
     if rest or type(name) is not str or name not in members:
         raise UnsupportedFormat(
             f"enum {cls.entry.key} has no member {name!r} any more",
