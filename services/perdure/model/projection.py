@@ -10,7 +10,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from types import CodeType
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, overload
 
 import msgspec
 
@@ -19,6 +19,7 @@ from perdure.model import names, state
 from perdure.model.event import Event, checked_sequence
 
 S = TypeVar("S")
+D = TypeVar("D", bound=dict[Any, Any])
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -84,7 +85,7 @@ class FunctionProjection(Generic[S]):
         name: str,
         version: int,
         initial: Callable[[], S],
-        state_type: Any,  # any type form that msgspec converts to, such as dict[str, int]
+        state_type: object,  # any type form that msgspec converts to, such as dict[str, int]
     ) -> None:
         self.name = name
         self.version = version
@@ -93,7 +94,7 @@ class FunctionProjection(Generic[S]):
         self._initial = initial
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(state_type)
 
-    def initial(self, agent: str) -> S:
+    def initial(self, agent: str) -> S:  # noqa: ARG002 - the built-in one's state names it
         return self._initial()
 
     def fold(self, state: S, events: Iterable[Event]) -> S:
@@ -147,6 +148,20 @@ class Projections:
     def __init__(self) -> None:
         self._known: dict[str, Projection[Any]] = {DEFAULT.name: DEFAULT}
 
+    # Without `initial` the state starts as an empty dict: of which type, the function says.
+    @overload
+    def projection(
+        self, name: str, *, version: int = 1, state_type: object = Any
+    ) -> Callable[[Callable[[D, Event], D]], Callable[[D, Event], D]]: ...
+    @overload
+    def projection(
+        self,
+        name: str,
+        *,
+        version: int = 1,
+        initial: Callable[[], S],
+        state_type: object = Any,
+    ) -> Callable[[Callable[[S, Event], S]], Callable[[S, Event], S]]: ...
     def projection(
         self,
         name: str,
