@@ -35,7 +35,7 @@ class AgentSummary(msgspec.Struct, frozen=True):
 
 
 class SavedState(msgspec.Struct, frozen=True):
-    """A state checkpoint: the state of `projection` (in the code that `key` names) after `sequence`.
+    """A state checkpoint: the state of `projection`, in the code of `key`, after `sequence`.
 
     `data` is what the projection encoded, not compressed.
     """
@@ -118,7 +118,7 @@ class EventTable(Protocol):
         ...
 
     def verify(self, agent: str) -> AsyncIterator[tuple[int, list[Finding]]]:
-        """Check the agent's own stream: yields how many events were looked at, and what is wrong."""
+        """Check the agent's own stream: yields how many events it looked at, and what is wrong."""
         ...
 
     def version(self) -> int:
@@ -129,9 +129,7 @@ class EventTable(Protocol):
 class StateTable(Protocol):
     """State checkpoints: a cache of folds. Losing one loses time, never data."""
 
-    async def nearest(
-        self, projection: str, key: str, spans: Sequence[Span]
-    ) -> SavedState | None:
+    async def nearest(self, projection: str, key: str, spans: Sequence[Span]) -> SavedState | None:
         """The latest saved state whose (agent, sequence) lies in one of the spans.
 
         A damaged one is passed over (`verify` reports it).

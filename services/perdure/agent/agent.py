@@ -14,19 +14,20 @@ from typing import Literal, Self, TypedDict, Unpack
 
 import msgspec
 
-from perdure.agent.session import Session
 from perdure.agent.records import Records
+from perdure.agent.session import Session
 from perdure.agent.view import AgentView
 from perdure.checkpointer import objects, policy
 from perdure.errors import InvalidData, NotFound, PerdureError
 from perdure.memorizer.memory import Memory
+from perdure.memorizer.recall import checked_text
 from perdure.model import names, vocabulary
 from perdure.model.conversation import Conversation, heal
-from perdure.model.event import JSON, Event, NewEvent, checked_sequence, prepared, utc
+from perdure.model.event import JSON, Event, NewEvent, checked_sequence, prepared
 from perdure.model.projection import DEFAULT
 from perdure.model.sequencing import Append, Head
 from perdure.model.state import SavedObject, State
-from perdure.model.timeline import history, undone
+from perdure.model.timeline import history, onward, undone
 from perdure.ports import SavedState
 
 ENVELOPE_BYTES = 300
@@ -73,7 +74,13 @@ class Agent(AgentView):
     @classmethod
     async def open(cls, session: Session, name: str) -> Self:
         """Open an agent where it stopped; whoever had it open before can write no more."""
-        head = await session.backend.log.claim(names.agent_name(name))
+        return await cls.start(
+            session, name, await session.backend.log.claim(names.agent_name(name))
+        )
+
+    @classmethod
+    async def start(cls, session: Session, name: str, head: Head) -> Self:
+        """An agent that was just claimed, with its state restored."""
         agent = cls(session, name, head)
         await agent._reload()
         return agent
@@ -139,9 +146,7 @@ class Agent(AgentView):
         Raises:
             InvalidData: the text is empty, or a field is not JSON-able.
         """
-        if not isinstance(text, str) or not text.strip():
-            raise InvalidData("the text to remember is empty", hint="give some text")
-        data: dict[str, object] = {"text": text}
+        data: dict[str, object] = {"text": checked_text("text", text)}
         if source is not None:
             data["source"] = source
         if context:
@@ -196,19 +201,6 @@ class Agent(AgentView):
         new, size = prepared(NewEvent(type="checkpoint.saved", data=data))
         [event] = await self._append((new,), size, None)
         return SavedObject(packed.digest, packed.size, stored, event.sequence)
-
-    async def fork(
-        self, at: int | None = None, *, name: str, time: dt.datetime | str | None = None
-    ) -> "Agent":
-        """A new agent that shares this one's history up to `at` and goes its own way from there.
-
-        Nothing is copied. Its first own event, `agent.forked`, has the sequence after `at`.
-
-        Raises:
-            AgentExists: there is an agent of this name.
-            NotFound: this agent has no sequence `at`.
-        """
-        return await fork(self, at, name=name, time=time)
 
     async def revert(self, to: int) -> Reverted:
         """Undo everything after sequence `to`: state, records, memory and checkpoints are as then.
@@ -294,12 +286,10 @@ class Agent(AgentView):
                 await self._reload()
                 return
             state, size = self._state, 0
-            for span in history(lineage, to):
-                if span.last > known:
-                    span = span._replace(first=max(span.first, known + 1))
-                    async for batch in self._backend.events.read(span):
-                        state = DEFAULT.fold(state, self._session.upcasters.lift(batch.events))
-                        size += batch.size
+            for span in onward(history(lineage, to), known + 1):
+                async for batch in self._backend.events.read(span):
+                    state = DEFAULT.fold(state, self._session.upcasters.lift(batch.events))
+                    size += batch.size
             if state.sequence > self._state.sequence:
                 self._state = state
                 self._tail_bytes += size
@@ -337,31 +327,7 @@ class Agent(AgentView):
 _EFFECTS = frozenset({"tool.called", "tool.executed", "step.started", "step.completed"})
 
 
-async def fork(
-    view: AgentView, at: int | None, *, name: str, time: dt.datetime | str | None = None
-) -> Agent:
-    """A fork of an agent that need not be opened; see `Agent.fork`."""
-    session = view._session
-    backend = session.backend
-    names.agent_name(name)
-    if at is not None and time is not None:
-        raise InvalidData("both at and time are given", hint="give one of them")
-    lineage = await view._lineage()
-    point = (
-        view._checked_at(lineage, at, None)
-        if time is None
-        else await view._sequence_at(lineage, utc("time", time), inclusive=True)
-    )
-    new, _ = prepared(NewEvent(type="agent.forked", data={"parent": view.name, "at": point}))
-    head, _ = await backend.log.fork(
-        Append(name, (new,), backend.writer, epoch=1), view.name, point
-    )
-    forked = Agent(session, name, head)
-    await forked._reload()
-    return forked
-
-
-def as_new_event(event: NewEvent | tuple[str, object]) -> NewEvent:
+def as_new_event(event: object) -> NewEvent:
     """A NewEvent of what `emit_many` takes.
 
     Raises:

@@ -12,8 +12,7 @@ from perdure.agent.store import Store
 from perdure.checkpointer.graph import Classes, default_classes
 from perdure.embedded.folder import open_folder
 from perdure.errors import InvalidInput
-from perdure.memorizer.embedder import Embedder
-from perdure.memorizer.minilm import MiniLM
+from perdure.memorizer.embedder import CachedEmbedder, Embedder, default_embedder
 from perdure.model.projection import Projections, default_projections
 from perdure.model.upcast import Upcasters, default_upcasters
 
@@ -83,7 +82,7 @@ class connect:  # noqa: N801 - it is called like a function; it is awaited or en
         return Store(
             Session(
                 backend,
-                MiniLM() if self._embedder is None else self._embedder,
+                default_embedder() if self._embedder is None else CachedEmbedder(self._embedder),
                 self._projections,
                 self._upcasters,
                 self._classes,
@@ -102,9 +101,7 @@ def folder_of(url: str | os.PathLike[str] | None) -> Path:
     """
     given = os.fspath(url) if url is not None else os.environ.get(VARIABLE) or DEFAULT_FOLDER
     if not given or "\0" in given:
-        raise InvalidInput(
-            f"store URL {given!r} names no folder", hint="for example ./.perdure"
-        )
+        raise InvalidInput(f"store URL {given!r} names no folder", hint="for example ./.perdure")
     scheme, separator, _ = given.partition("://")
     if not separator:
         return Path(given).expanduser()

@@ -1,4 +1,4 @@
-"""Structured records of an agent: profiles, task metadata, configuration. Each change is an event."""
+"""Structured records of an agent: profiles, metadata, configuration. Each change is an event."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Self, Unpack
 
-from perdure.agent.agent import Agent, Attributes, as_new_event, checked, fork
+from perdure.agent.agent import Agent, Attributes, as_new_event, checked
 from perdure.agent.session import Session
 from perdure.agent.view import AgentView, Time
 from perdure.errors import InvalidData
@@ -78,8 +78,8 @@ class Store:
     async def fork(
         self, agent: str, at: int | None = None, *, name: str, time: Time | None = None
     ) -> Agent:
-        """Fork an agent that need not be opened; see `Agent.fork`."""
-        return await fork(self.view(agent), at, name=name, time=time)
+        """Fork an agent that need not be opened; see `AgentView.fork`."""
+        return await self.view(agent).fork(at, name=name, time=time)
 
     async def agents(self, prefix: str = "") -> AsyncIterator[AgentSummary]:
         """The agents whose name starts with `prefix`, by name."""

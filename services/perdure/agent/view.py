@@ -6,7 +6,7 @@ A view claims nothing: any number of them read an agent while another process wr
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
 
 import msgspec
 
@@ -14,29 +14,37 @@ from perdure.agent.session import Session
 from perdure.checkpointer import objects
 from perdure.errors import Corrupt, InvalidData, NotFound, PerdureError
 from perdure.memorizer import recall
-from perdure.memorizer.memory import Filter, Hit
+from perdure.memorizer.memory import Filter, Hit, Scalar
 from perdure.model import names
 from perdure.model.conversation import Conversation, heal
 from perdure.model.diff import Difference, diff
-from perdure.model.event import JSON, Event, checked_sequence, utc
+from perdure.model.event import Event, NewEvent, checked_sequence, prepared, utc
 from perdure.model.projection import DEFAULT, Projection
+from perdure.model.sequencing import Append
 from perdure.model.state import SavedObject, State
-from perdure.model.timeline import Lineage, Span, Stream, history, timeline
+from perdure.model.timeline import Lineage, Span, Stream, history, onward, timeline
 from perdure.ports import Finding
 from perdure.projector.restore import Restored, refold, restore
 
-Time = dt.datetime | str
+if TYPE_CHECKING:
+    from perdure.agent.agent import Agent
+
+Time: TypeAlias = dt.datetime | str
 """A point in time: a datetime with a zone, or ISO 8601 text with one."""
 
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
 
-class Change(msgspec.Struct, frozen=True):
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Change(msgspec.Struct, Generic[S], frozen=True):
     """A step of a watched projection: the event that came, and the state after it."""
 
     event: Event
-    state: Any
+    state: S
 
     @property
     def sequence(self) -> int:
@@ -95,6 +103,7 @@ class AgentView:
         """
         return (await self._restore(DEFAULT, seq, time, before, at_least)).state
 
+    @overload
     async def project(
         self,
         projection: str,
@@ -103,16 +112,40 @@ class AgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
-    ) -> Any:  # what the projection's own function gives back
+    ) -> object: ...
+    @overload
+    async def project(
+        self,
+        projection: str,
+        seq: int | None = None,
+        *,
+        time: Time | None = None,
+        before: Time | None = None,
+        at_least: str | None = None,
+        type: type[T],
+    ) -> T: ...
+    async def project(
+        self,
+        projection: str,
+        seq: int | None = None,
+        *,
+        time: Time | None = None,
+        before: Time | None = None,
+        at_least: str | None = None,
+        type: type[T] | None = None,
+    ) -> object | T:
         """The state of a registered projection, at any point (see `state_at`).
+
+        With `type` the state is checked to be of it, which type checkers know then.
 
         Raises:
             NotFound: no projection of this name is registered.
             ProjectionFailed: its function raised.
+            InvalidData: the state is not of `type`.
         """
-        known: Projection[Any] = self._session.projections.get(projection)
+        known: Projection[object] = self._session.projections.get(projection)
         restored = await self._restore(known, seq, time, before, at_least)
-        return restored.state
+        return _of_type(f"the state of projection {projection}", restored.state, type)
 
     async def diff(self, a: int | Time, b: int | Time) -> list[Difference]:
         """What changed in the state from point `a` to point `b`, each a sequence or a time."""
@@ -130,9 +163,9 @@ class AgentView:
     ) -> AsyncIterator[Event]:
         """The agent's events in order, its parents' up to the fork and undone ones included.
 
-        `types` are exact or end with a dot and a star (`tool.*`). `since` is
-        included, `until` is not. With `lift=False` they come in the version they were written in. Memory is
-        bounded at any length.
+        `types` are exact or end with a dot and a star (`tool.*`). `since` is included, `until` is
+        not. With `lift=False` they come in the version they were written in. Memory is bounded at
+        any length.
         """
         checked_sequence("first", first, least=1)
         low = None if since is None else utc("since", since)
@@ -142,11 +175,10 @@ class AgentView:
         end = lineage[0].sequence
         if last is not None:
             end = min(end, checked_sequence("last", last))
-        for span in history(lineage, end):
-            if span.last < first:
-                continue
-            async for batch in self._backend.events.read(span._replace(first=max(first, span.first))):
-                for event in self._session.upcasters.lift(batch.events) if lift else batch.events:
+        lifted = self._session.upcasters.lift if lift else list
+        for span in onward(history(lineage, end), first):
+            async for batch in self._backend.events.read(span):
+                for event in lifted(batch.events):
                     if (
                         (wanted is None or event.type in wanted)
                         and (low is None or event.time >= low)
@@ -154,37 +186,43 @@ class AgentView:
                     ):
                         yield event
 
+    @overload
+    def watch(self, *, after: int | None = None) -> AsyncIterator[Change[State]]: ...
+    @overload
+    def watch(
+        self, *, after: int | None = None, projection: str
+    ) -> AsyncIterator[Change[object]]: ...
     async def watch(
         self, *, after: int | None = None, projection: str = DEFAULT.name
-    ) -> AsyncIterator[Change]:
+    ) -> AsyncIterator[Change[Any]]:
         """The state after each event that is recorded from now on, or from `after` on.
 
         Never ends by itself. Sees what any process records.
         """
-        known: Projection[Any] = self._session.projections.get(projection)
+        known: Projection[object] = self._session.projections.get(projection)
         lineage = await self._lineage()
-        sequence = lineage[0].sequence if after is None else checked_sequence("after", after)
-        restored = await self._restored(known, lineage, sequence)
-        state = restored.state
+        sequence = self._checked_at(lineage, after, None)
+        state = (await self._restored(known, lineage, sequence)).state
         while True:
             version = self._backend.events.version()
             lineage = await self._lineage()
-            for span in history(lineage, lineage[0].sequence):
-                if span.last <= sequence:
-                    continue
-                span = span._replace(first=max(span.first, sequence + 1))
+            for span in onward(history(lineage, lineage[0].sequence), sequence + 1):
                 async for batch in self._backend.events.read(span):
                     for event in self._session.upcasters.lift(batch.events):
                         sequence = event.sequence
-                        if event.type == "agent.reverted":
-                            state = (await self._restored(known, lineage, sequence)).state
-                        else:
-                            # A copy of the user's state: their function may change it in place.
-                            if known is not DEFAULT:
-                                state = known.decode(known.encode(state))
-                            state = known.fold(state, [event])
+                        state = await self._after(known, lineage, state, event)
                         yield Change(event, state)
             await self._backend.changed(version)
+
+    async def _after(
+        self, projection: Projection[S], lineage: Lineage, state: S, event: Event
+    ) -> S:
+        if event.type == "agent.reverted":
+            return (await self._restored(projection, lineage, event.sequence)).state
+        if projection.name != DEFAULT.name:
+            # A copy: the user's function may change the state it is given, which was handed out.
+            state = projection.decode(projection.encode(state))
+        return projection.fold(state, [event])
 
     async def conversation(
         self, for_provider: Literal["openai", "anthropic"], seq: int | None = None
@@ -201,7 +239,7 @@ class AgentView:
         source: str | None = None,
         since: Time | None = None,
         until: Time | None = None,
-        where: Mapping[str, JSON] | None = None,
+        where: Mapping[str, Scalar] | None = None,
         at_least: str | None = None,
     ) -> list[Hit]:
         """The `k` memories that fit the query best, by meaning and by words, best first.
@@ -231,14 +269,30 @@ class AgentView:
         """The object checkpoints that `restore` finds at a sequence, by name."""
         return dict((await self.state_at(seq)).checkpoints)
 
+    @overload
     async def restore(
         self, name: str, *, seq: int | None = None, time: Time | None = None
-    ) -> Any:  # the object that was given to checkpoint()
+    ) -> object: ...
+    @overload
+    async def restore(
+        self, name: str, *, seq: int | None = None, time: Time | None = None, type: type[T]
+    ) -> T: ...
+    async def restore(
+        self,
+        name: str,
+        *,
+        seq: int | None = None,
+        time: Time | None = None,
+        type: type[T] | None = None,
+    ) -> object | T:
         """The object last saved as `name`, as of a sequence or time.
+
+        With `type` the object is checked to be of it, which type checkers know then.
 
         Raises:
             NotFound: there is none of this name at that point.
             Corrupt: its file is damaged.
+            InvalidData: the object is not of `type`.
         """
         state = await self.state_at(seq, time=time)
         saved = state.checkpoints.get(names.key("checkpoint name", name))
@@ -249,7 +303,33 @@ class AgentView:
                 hint=f"there are: {known}",
             )
         data = await self._backend.blobs.get(saved.digest)
-        return await asyncio.to_thread(objects.unpack, data, saved.digest, self._session.classes)
+        value = await asyncio.to_thread(objects.unpack, data, saved.digest, self._session.classes)
+        return _of_type(f"checkpoint {name!r}", value, type)
+
+    async def fork(self, at: int | None = None, *, name: str, time: Time | None = None) -> "Agent":
+        """A new agent that shares this one's history up to `at` and goes its own way from there.
+
+        Nothing is copied, and this agent is not disturbed. The fork is open for writing; its first
+        own event, `agent.forked`, has the sequence after `at`.
+
+        Raises:
+            AgentExists: there is an agent of this name.
+            NotFound: this agent has no sequence `at`.
+        """
+        from perdure.agent.agent import Agent
+
+        names.agent_name(name)
+        if at is not None and time is not None:
+            raise InvalidData("both at and time are given", hint="give one of them")
+        lineage = await self._lineage()
+        point = self._checked_at(lineage, at, None)
+        if time is not None:
+            point = await self._sequence_at(lineage, utc("time", time), inclusive=True)
+        new, _ = prepared(NewEvent(type="agent.forked", data={"parent": self.name, "at": point}))
+        head, _ = await self._backend.log.fork(
+            Append(name, (new,), self._backend.writer, epoch=1), self.name, point
+        )
+        return await Agent.start(self._session, name, head)
 
     async def verify(self, *, progress: Callable[[int], None] | None = None) -> Verification:
         """Check everything there is of the agent against what was written.
@@ -277,7 +357,11 @@ class AgentView:
         try:
             restored = await self._restored(DEFAULT, lineage, at)
             folded = await refold(
-                self._backend.events, self._session.upcasters, DEFAULT, lineage, at
+                self._backend.events,
+                self._session.upcasters,
+                projection=DEFAULT,
+                lineage=lineage,
+                at=at,
             )
         except PerdureError as error:
             return [Finding(f"{self.name}@{at}", error.message, error.hint)]
@@ -317,12 +401,12 @@ class AgentView:
 
     async def _restore(
         self,
-        projection: Projection[Any],
+        projection: Projection[S],
         seq: int | None,
         time: Time | None,
         before: Time | None,
         at_least: str | None,
-    ) -> Restored[Any]:
+    ) -> Restored[S]:
         if sum(point is not None for point in (seq, time, before)) > 1:
             raise InvalidData(
                 "more than one of seq, time and before is given", hint="give one of them"
@@ -336,12 +420,15 @@ class AgentView:
             at = self._checked_at(lineage, seq, at_least)
         return await self._restored(projection, lineage, at)
 
-    async def _restored(
-        self, projection: Projection[Any], lineage: Lineage, at: int
-    ) -> Restored[Any]:
+    async def _restored(self, projection: Projection[S], lineage: Lineage, at: int) -> Restored[S]:
         backend = self._backend
         return await restore(
-            backend.events, backend.states, self._session.upcasters, projection, lineage, at
+            backend.events,
+            backend.states,
+            self._session.upcasters,
+            projection=projection,
+            lineage=lineage,
+            at=at,
         )
 
     async def _sequence_at(self, lineage: Lineage, time: dt.datetime, *, inclusive: bool) -> int:
@@ -388,3 +475,12 @@ class _Types:
         return event_type in self._exact or (
             bool(self._prefixes) and event_type.startswith(self._prefixes)
         )
+
+
+def _of_type(what: str, value: object, wanted: type[T] | None) -> object | T:
+    if wanted is not None and not isinstance(value, wanted):
+        raise InvalidData(
+            f"{what} is of type {type(value).__name__}, not {wanted.__name__}",
+            hint="ask for the type that was saved",
+        )
+    return value

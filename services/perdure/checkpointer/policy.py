@@ -12,7 +12,7 @@ TAIL_BYTES_MIN: Final = 128 * 1024
 """Events that are folded in less than a millisecond are not worth a checkpoint."""
 
 TAIL_SHARE: Final = 0.25
-"""Bytes of events since the last checkpoint, as a share of the state's bytes, that are worth one."""
+"""Bytes of events since the last checkpoint that are worth one, as a share of the state's."""
 
 
 def due(tail_bytes: int, state_bytes: int) -> bool:

@@ -85,9 +85,9 @@ class Database:
         if not writable and not existed:
             raise StoreReadOnly(f"{path} is not there and can't be made", hint="check the path")
         with _translated(path):
-            self._reader = _connect(path, busy_seconds)
+            self._reader = _connect(path, busy_seconds, writable=writable)
             try:
-                self._check_format(len(migrations))
+                self._check_format(len(migrations), writable=writable)
                 if writable:
                     self._writer = _connect(path, busy_seconds)
                     _write_ahead(self._writer, busy_seconds)
@@ -270,7 +270,7 @@ class Database:
             hook(connection)
         return results
 
-    def _check_format(self, newest: int) -> None:
+    def _check_format(self, newest: int, *, writable: bool) -> None:
         # In one snapshot: another process may be making the tables right now.
         self._reader.execute("BEGIN")
         try:
@@ -287,6 +287,11 @@ class Database:
             raise UnsupportedFormat(
                 f"{self.path} has format version {version}, this perdure reads up to {newest}",
                 hint="update perdure (pip install -U perdure); the file was not touched",
+            )
+        if version < newest and not writable:
+            raise StoreReadOnly(
+                f"{self.path} has format version {version}, and lifting it to {newest} writes",
+                hint="copy the folder to a place where you may write, and open the copy",
             )
 
     def _migrate(self, migrations: list[Migration]) -> None:
@@ -327,9 +332,14 @@ def _format_of(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
-def _connect(path: Path, busy_seconds: float) -> sqlite3.Connection:
+def _connect(path: Path, busy_seconds: float, *, writable: bool = True) -> sqlite3.Connection:
+    name = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
+    if not writable and not path.with_name(f"{path.name}-wal").exists():
+        # Nobody has it open to write, and SQLite can't make the files by which it would notice.
+        name += "&immutable=1"
     connection = sqlite3.connect(
-        path,
+        name,
+        uri=True,
         isolation_level=None,  # transactions are begun and ended in the open
         check_same_thread=False,  # the writer is handed between threads, under a lock
         timeout=busy_seconds,

@@ -1,8 +1,8 @@
 """Reading the rows of streams: plain functions on a connection, for writers and readers alike."""
 
 import datetime as dt
+import re
 import sqlite3
-import uuid
 from collections.abc import Iterator
 from typing import Final
 
@@ -13,14 +13,15 @@ from perdure.model.event import Event, split_all
 from perdure.model.sequencing import link
 from perdure.model.timeline import Revert, Stream
 
-EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.timezone.utc)
+EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
 
 def microseconds(time: dt.datetime) -> int:
     """Microseconds since 1970 of a time with a zone.
 
-    >>> microseconds(dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.timezone.utc))
+    >>> microseconds(dt.datetime(1970, 1, 1, 0, 0, 1, tzinfo=dt.UTC))
     1000000
     """
     return (time - EPOCH) // _MICROSECOND
@@ -37,13 +38,8 @@ def from_microseconds(value: int) -> dt.datetime:
 
 def id_key(event_id: str) -> bytes | str:
     """How an event id is indexed: the 16 bytes of a UUID in its usual form, any other as text."""
-    if len(event_id) == 36:
-        try:
-            key = uuid.UUID(event_id)
-        except ValueError:
-            return event_id
-        if str(key) == event_id:
-            return key.bytes
+    if _UUID.fullmatch(event_id) is not None:
+        return bytes.fromhex(event_id.replace("-", ""))
     return event_id
 
 
@@ -116,9 +112,7 @@ def event_at(connection: sqlite3.Connection, key: int, agent: str, sequence: int
     for segment in from_sequence(connection, key, sequence, sequence):
         if segment.first <= sequence:
             return segments.events(segment, agent)[sequence - segment.first]
-    raise Corrupt(
-        f"event {agent}@{sequence} is missing", hint=f"see `perdure verify {agent}`"
-    )
+    raise Corrupt(f"event {agent}@{sequence} is missing", hint=f"see `perdure verify {agent}`")
 
 
 def lineage(connection: sqlite3.Connection, agent: str) -> list[Stream]:

@@ -227,7 +227,7 @@ def _check(segment: Segment, agent: str, chain: bytes) -> list[Finding]:
         if crcs:
             which = _range(agent, segment.first, segment.last)
             return [Finding(which, "the hash chain is broken: history was altered", _RESTORE)]
-    _, lost = segments.salvage(segment, agent)
+    _, lost = segments.salvage(segment)
     if not lost:
         which = _range(agent, segment.first, segment.last)
         return [Finding(which, f"the row is damaged, its events can be read: {reason}", _RESTORE)]

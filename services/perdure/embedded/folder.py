@@ -61,7 +61,7 @@ def open_folder(
             hint="choose another one with --store, PERDURE_STORE or connect(path)",
         ) from error
     existed = path.exists()
-    database = Database(path, MIGRATIONS)
+    database = _opened(path)
     if not existed:
         _sync(folder)
         _sync(folder.parent)
@@ -80,17 +80,27 @@ def open_folder(
     )
 
 
+def _opened(path: Path) -> Database:
+    try:
+        return Database(path, MIGRATIONS)
+    except StoreReadOnly:
+        if not path.exists():
+            raise
+        # What is there can be read all the same; a write says why it can't be.
+        return Database(path, MIGRATIONS, writable=False)
+
+
 def _watcher(events: SqliteEventTable) -> Callable[[int], Awaitable[None]]:
     async def changed(version: int) -> None:
         # SQLite tells no other process of a commit: a look costs a microsecond.
-        while events.version() == version:
+        while events.version() == version:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)
 
     return changed
 
 
 def _now() -> dt.datetime:
-    return dt.datetime.now(dt.timezone.utc)
+    return dt.datetime.now(dt.UTC)
 
 
 def _sync(folder: Path) -> None:

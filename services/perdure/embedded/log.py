@@ -10,7 +10,6 @@ Invariants:
 
 import datetime as dt
 import sqlite3
-import struct
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -21,7 +20,7 @@ from perdure.embedded import event_rows, memory_index, segments
 from perdure.embedded.database import Database
 from perdure.embedded.segments import Piece
 from perdure.errors import AgentExists, NotFound
-from perdure.model.event import Event
+from perdure.model.event import Event, ids_of_all
 from perdure.model.sequencing import Append, Head, Recorded, decide, first_chain
 
 STREAMS_MAX: Final = 1024
@@ -38,6 +37,7 @@ class _Stream:
         "fresh_writers",
         "head",
         "id",
+        "indexed",
         "tail_bytes",
         "tail_ids",
         "tail_rows",
@@ -49,6 +49,8 @@ class _Stream:
         """None for an agent that has no row yet: it gets one with its first write."""
         self.head = head
         self.time_max = time_max
+        self.indexed = False
+        """Whether the ids of sealed events are in the table."""
         self.tail_rows = 0
         self.tail_bytes = 0
         self.tail_ids: dict[str, int] = {}
@@ -167,7 +169,7 @@ class SqliteLog:
         """Write what the transaction's appends have decided, a segment for each agent."""
         self._refresh()
         written, self._written = self._written, {}
-        for agent, stream in written.items():
+        for stream in written.values():
             new, stream.buffer = stream.buffer, []
             key = _row_id(connection, stream)
             pieces = _pieces(new, stream)
@@ -195,7 +197,7 @@ class SqliteLog:
     ) -> None:
         """Merge the tail and `new` into sealed segments; what is left over stays plain."""
         tail = event_rows.tail(connection, key)
-        old = []
+        old: list[Piece] = []
         for segment in reversed(tail):
             if zlib.crc32(segment.body) != segment.crc:
                 break  # A damaged row stays as it is, for `verify` to find.
@@ -212,11 +214,10 @@ class SqliteLog:
             segments.insert(connection, key, segment)
         plain = [segment for segment in packed if segment.codec == segments.PLAIN]
         sealed_to = plain[0].first - 1 if plain else stream.head.sequence
-        sealed = [(name, at) for name, at in stream.tail_ids.items() if at <= sealed_to]
-        connection.executemany(
-            "INSERT OR REPLACE INTO ids (agent, id, sequence) VALUES (?, ?, ?)",
-            [(key, event_rows.id_key(name), at) for name, at in sealed],
-        )
+        if stream.indexed:
+            _index(
+                connection, key, [item for item in stream.tail_ids.items() if item[1] <= sealed_to]
+            )
         # The writers' counters may run ahead of what is sealed: the tail only raises them.
         connection.executemany(
             "INSERT OR REPLACE INTO writers (agent, writer, last) VALUES (?, ?, ?)",
@@ -234,13 +235,15 @@ class _Recall:
     def __init__(self, connection: sqlite3.Connection, stream: _Stream) -> None:
         self._connection = connection
         self._stream = stream
+        self._key = -1 if stream.id is None else stream.id
 
     def by_id(self, agent: str, event_id: str) -> Event | None:
         sequence = self._stream.tail_ids.get(event_id)
         if sequence is None:
+            self._index_sealed(agent)
             row = self._connection.execute(
                 "SELECT sequence FROM ids WHERE agent = ? AND id = ?",
-                (self._stream.id, event_rows.id_key(event_id)),
+                (self._key, event_rows.id_key(event_id)),
             ).fetchone()
             if row is None:
                 return None
@@ -248,14 +251,25 @@ class _Recall:
         buffer = self._stream.buffer
         if buffer and sequence >= buffer[0].event.sequence:
             return buffer[sequence - buffer[0].event.sequence].event
-        return event_rows.event_at(self._connection, self._stream.id, agent, sequence)
+        return event_rows.event_at(self._connection, self._key, agent, sequence)
+
+    def _index_sealed(self, agent: str) -> None:
+        """Have the ids of the agent's sealed events in the table, from the first id given on."""
+        if self._stream.indexed or self._stream.id is None:
+            return
+        for segment in event_rows.from_sequence(self._connection, self._key, 0):
+            if segment.codec != segments.PLAIN:
+                ids = ids_of_all(segments.plain(segment, agent))
+                _index(self._connection, self._key, ids)
+        self._connection.execute("UPDATE agents SET indexed = 1 WHERE id = ?", (self._key,))
+        self._stream.indexed = True
 
     def by_writer(self, agent: str, writer: str, writer_sequence: int) -> Event | None:
         for recorded in reversed(self._stream.buffer):
             event = recorded.event
             if event.writer == writer and event.writer_sequence == writer_sequence:
                 return event
-        for segment in event_rows.newest_first(self._connection, self._stream.id):
+        for segment in event_rows.newest_first(self._connection, self._key):
             for event in reversed(segments.events(segment, agent)):
                 if event.writer == writer and event.writer_sequence <= writer_sequence:
                     return event if event.writer_sequence == writer_sequence else None
@@ -265,17 +279,18 @@ class _Recall:
 def _load(connection: sqlite3.Connection, agent: str) -> _Stream:
     """An agent's head from disk."""
     row = connection.execute(
-        "SELECT id, epoch, forked_at, chain FROM agents WHERE name = ?", (agent,)
+        "SELECT id, epoch, forked_at, chain, indexed FROM agents WHERE name = ?", (agent,)
     ).fetchone()
     if row is None:
         return _Stream(None, Head(agent, 0, 0, first_chain(agent), None, {}))
-    agent_id, epoch, forked_at, chain = row
+    agent_id, epoch, forked_at, chain, indexed = row
     tail = event_rows.tail(connection, agent_id)
     newest = event_rows.newest(connection, agent_id)
     writers = dict(
         connection.execute("SELECT writer, last FROM writers WHERE agent = ?", (agent_id,))
     )
     stream = _Stream(agent_id, Head(agent, forked_at, epoch, chain, None, writers))
+    stream.indexed = bool(indexed)
     if newest is None:
         return stream
     if not segments.chain_is_sound(newest):
@@ -306,16 +321,26 @@ def _row_id(connection: sqlite3.Connection, stream: _Stream) -> int:
 
 def _pieces(new: Iterable[Recorded], stream: _Stream) -> list[Piece]:
     pieces = []
+    time = None
+    latest = stream.time_max
     for event, data, chain in new:
-        stream.time_max = max(stream.time_max, event_rows.microseconds(event.time))
-        crc = struct.pack("<I", zlib.crc32(data))
-        pieces.append(Piece(event.sequence, event.sequence, stream.time_max, chain, crc, data))
+        if event.time is not time:  # what is recorded together mostly has one and the same time
+            time = event.time
+            latest = max(latest, event_rows.microseconds(time))
+        crc = zlib.crc32(data).to_bytes(4, "little")
+        pieces.append(Piece(event.sequence, event.sequence, latest, chain, crc, data))
+    stream.time_max = latest
     return pieces
 
 
-def _derive(
-    connection: sqlite3.Connection, agent_id: int, new: Iterable[Recorded]
-) -> None:
+def _index(connection: sqlite3.Connection, key: int, ids: Iterable[tuple[str, int]]) -> None:
+    connection.executemany(
+        "INSERT OR REPLACE INTO ids (agent, id, sequence) VALUES (?, ?, ?)",
+        [(key, event_rows.id_key(name), sequence) for name, sequence in ids],
+    )
+
+
+def _derive(connection: sqlite3.Connection, agent_id: int, new: Iterable[Recorded]) -> None:
     """Write what other tables keep of an event."""
     for event, _, _ in new:
         if event.type == "memory.stored":

@@ -16,9 +16,11 @@ _AGENTS: Final = (
         epoch INTEGER NOT NULL,      -- fencing token of the newest exclusive opening
         parent INTEGER,              -- id of the agent it was forked from
         forked_at INTEGER NOT NULL,  -- the parent's sequence of the fork, else 0
-        chain BLOB NOT NULL          -- the hash chain before its first own event
+        chain BLOB NOT NULL,         -- the hash chain before its first own event
+        indexed INTEGER NOT NULL DEFAULT 0  -- whether `ids` has the ids of its sealed events
     )""",
-    # Where events stand that are sealed; those in the tail are few and read with it.
+    # Where sealed events stand, for agents that were ever given an id: most never are, and an id
+    # that perdure makes is never made twice. Those of the tail are few and read with it.
     """CREATE TABLE ids (
         agent INTEGER NOT NULL,
         id BLOB NOT NULL,            -- 16 bytes of a UUID, else the text

@@ -1,1 +1,1 @@
-"""Plain values and pure functions: events, streams, states, folds. No I/O, no clock, no randomness."""
+"""Plain values and pure functions: events, streams, states, folds. No I/O, clock or randomness."""

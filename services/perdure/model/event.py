@@ -1,13 +1,15 @@
 """Events: CloudEvents 1.0 with perdure's extensions.
 
 Invariants:
-- The recorded data of an event equals what was given, value for value, and is a copy of it: changing
+- The data of an event equals what was given, value for value, and is a copy of it: changing
   the caller's object later changes nothing.
-- `encode` is deterministic: the same event gives the same bytes on every machine and store. These
-  bytes are what is stored and what the hash chain runs over.
+- `encode` is deterministic: the same event gives the same bytes on every machine and store. They
+  are what is stored, and what the hash chain runs over.
 """
 
+import copy
 import datetime as dt
+import math
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -16,7 +18,7 @@ from perdure.errors import Corrupt, EventTooLarge, InvalidData, PerdureError
 from perdure.model import names
 
 if TYPE_CHECKING:
-    JSON: TypeAlias = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+    JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 else:
     JSON = Any  # msgspec resolves annotations, and knows no recursive alias
 
@@ -28,6 +30,16 @@ SEQUENCE_DIGITS: Final = 20
 """Width of the zero-padded `sequence` on the wire: CloudEvents orders the attribute as text."""
 
 _encoder = msgspec.json.Encoder()
+
+_TEXT_ATTRIBUTES: Final = (
+    "id",
+    "source",
+    "writer",
+    "correlation_id",
+    "causation_id",
+    "traceparent",
+    "key_id",
+)
 
 
 class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +75,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     >>> event = Event(
     ...     id="01936f5e-0000-7000-8000-000000000000", type="plan.generated",
     ...     subject="airline/mia", source="/airline/mia", sequence=7,
-    ...     time=dt.datetime(2026, 11, 1, tzinfo=dt.timezone.utc), writer="w", writer_sequence=7,
+    ...     time=dt.datetime(2026, 11, 1, tzinfo=dt.UTC), writer="w", writer_sequence=7,
     ...     data={"steps": ["look", "book"]})
     >>> event.position
     'airline/mia@7'
@@ -112,26 +124,29 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             "writersequence": f"{self.writer_sequence:0{SEQUENCE_DIGITS}d}",
             "epoch": self.epoch,
         }
-        for name, value in (
-            ("correlationid", self.correlation_id),
-            ("causationid", self.causation_id),
-            ("traceparent", self.traceparent),
-            (
-                "expectedsequence",
-                None
-                if self.expected_sequence is None
-                else f"{self.expected_sequence:0{SEQUENCE_DIGITS}d}",
-            ),
-            ("keyid", self.key_id),
-        ):
-            if value is not None:
-                attributes[name] = value
+        expected = self.expected_sequence
+        optional = {
+            "correlationid": self.correlation_id,
+            "causationid": self.causation_id,
+            "traceparent": self.traceparent,
+            "expectedsequence": None if expected is None else f"{expected:0{SEQUENCE_DIGITS}d}",
+            "keyid": self.key_id,
+        }
+        attributes |= {name: value for name, value in optional.items() if value is not None}
         attributes["data"] = self.data
         return attributes
 
 
+class _Id(msgspec.Struct):
+    """What is read of an event to index it."""
+
+    id: str
+    sequence: int
+
+
 _decoder = msgspec.json.Decoder(Event)
 _list_decoder = msgspec.json.Decoder(list[Event])
+_ids_decoder = msgspec.json.Decoder(list[_Id])
 _raw_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -157,6 +172,14 @@ def decode_all(data: bytes) -> list[Event]:
     try:
         return _list_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Corrupt(f"stored bytes are no list of events: {error}") from error
+
+
+def ids_of_all(data: bytes) -> list[tuple[str, int]]:
+    """Id and sequence of each event of a JSON array of stored events."""
+    try:
+        return [(event.id, event.sequence) for event in _ids_decoder.decode(data)]
+    except msgspec.MsgspecError as error:
         raise Corrupt(f"stored bytes are no list of events: {error}") from error
 
 
@@ -190,9 +213,9 @@ def json_copy(what: str, data: object, *, bytes_max: int = EVENT_BYTES_MAX) -> t
                 "event",
                 hint="save a large object with agent.checkpoint(name, value) and emit its name",
             )
-        copy: JSON = msgspec.json.decode(encoded)
-        if copy == data:
-            return copy, len(encoded)
+        copied: JSON = msgspec.json.decode(encoded)
+        if copied == data:
+            return copied, len(encoded)
     except (PerdureError, RecursionError) as error:
         if isinstance(error, PerdureError):
             raise
@@ -205,16 +228,16 @@ def json_copy(what: str, data: object, *, bytes_max: int = EVENT_BYTES_MAX) -> t
         raise InvalidData(f"{what} is not JSON: {error}", hint="convert it first") from error
     _explain(what, data)
     # All of it is JSON, and still the copy is not equal: there are tuples, which become lists.
-    return copy, len(encoded)
+    return copied, len(encoded)
 
 
 def _explain(path: str, value: object) -> None:
     """Raise InvalidData at the first value that JSON can't hold."""
     kind = type(value)
-    if value is None or kind in (bool, int):
+    if value is None or kind in {bool, int}:
         return
-    if kind is float:
-        if value != value or value in (float("inf"), float("-inf")):
+    if isinstance(value, float) and kind is float:
+        if not math.isfinite(value):
             raise InvalidData(
                 f"{path} is {value}, which JSON doesn't have", hint="use None or a str"
             )
@@ -228,18 +251,18 @@ def _explain(path: str, value: object) -> None:
                 hint="text has to be valid Unicode",
             ) from error
         return
-    if kind in (list, tuple) and isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and kind in {list, tuple}:
         for index, item in enumerate(value):
             _explain(f"{path}[{index}]", item)
         return
-    if kind is dict and isinstance(value, dict):
+    if isinstance(value, dict) and kind is dict:
         for name, item in value.items():
             if not isinstance(name, str):
                 raise InvalidData(
                     f"{path} has the key {name!r} of type {type(name).__name__}",
                     hint="JSON objects have text keys",
                 )
-            _explain(f"{path}[{name!r}]".replace("'", '"'), item)
+            _explain(f'{path}["{name}"]', item)
         return
     raise InvalidData(
         f"{path} is of type {kind.__name__}, which is not JSON",
@@ -257,11 +280,12 @@ def utc(what: str, time: object) -> dt.datetime:
     '2026-11-01T10:00:00+00:00'
     """
     if isinstance(time, str):
+        text = time
         try:
-            time = dt.datetime.fromisoformat(time)
+            time = dt.datetime.fromisoformat(text)
         except ValueError as error:
             raise InvalidData(
-                f"{what} {time[:60]!r} is no time", hint="for example 2026-11-01T10:00Z"
+                f"{what} {text[:60]!r} is no time", hint="for example 2026-11-01T10:00Z"
             ) from error
     if not isinstance(time, dt.datetime):
         raise InvalidData(
@@ -273,7 +297,7 @@ def utc(what: str, time: object) -> dt.datetime:
             f"{what} {time.isoformat()} has no zone",
             hint="add one: 2026-11-01T10:00Z, or datetime(..., tzinfo=timezone.utc)",
         )
-    return time.astimezone(dt.timezone.utc)
+    return time.astimezone(dt.UTC)
 
 
 def checked_sequence(what: str, value: object, *, least: int = 0) -> int:
@@ -282,7 +306,7 @@ def checked_sequence(what: str, value: object, *, least: int = 0) -> int:
     >>> checked_sequence("at", "7")
     Traceback (most recent call last):
     ...
-    perdure.errors.InvalidData: at is '7', of type str, not a sequence (give a whole number from 0 on)
+    perdure.errors.InvalidData: at is '7', of type str, not a sequence (give ...)
     """
     if type(value) is not int or value < least:
         raise InvalidData(
@@ -305,15 +329,8 @@ def prepared(event: NewEvent) -> tuple[NewEvent, int]:
     """
     data, size = json_copy("data", event.data)
     names.event_type(event.type)
-    for name, text in (
-        ("id", event.id),
-        ("source", event.source),
-        ("writer", event.writer),
-        ("correlation_id", event.correlation_id),
-        ("causation_id", event.causation_id),
-        ("traceparent", event.traceparent),
-        ("key_id", event.key_id),
-    ):
+    for name in _TEXT_ATTRIBUTES:
+        text = getattr(event, name)
         if text is not None:
             names.key(name, text)
     if event.version is not None:
@@ -325,9 +342,8 @@ def prepared(event: NewEvent) -> tuple[NewEvent, int]:
                 f"writer_sequence {event.writer_sequence} is given without a writer",
                 hint="give writer= too: the two together identify the event",
             )
-    return (
-        msgspec.structs.replace(
-            event, data=data, time=None if event.time is None else utc("time", event.time)
-        ),
-        size,
-    )
+    new = copy.copy(event)
+    msgspec.structs.force_setattr(new, "data", data)
+    if event.time is not None:
+        msgspec.structs.force_setattr(new, "time", utc("time", event.time))
+    return new, size

@@ -1,5 +1,6 @@
 """Names that are safe in a path, a topic key, a URL and a table, on every store alike."""
 
+import functools
 import re
 import unicodedata
 from typing import Final
@@ -28,7 +29,7 @@ def agent_name(name: object) -> str:
     >>> agent_name("../x")
     Traceback (most recent call last):
     ...
-    perdure.errors.InvalidName: agent name '../x': '..' has to start with a letter or digit (letters, digits and . _ : @ + - are allowed)
+    perdure.errors.InvalidName: agent name '../x': '..' has to start with a letter or digit (...)
     """
     text = _text("agent name", name)
     parts = text.split("/")
@@ -38,7 +39,9 @@ def agent_name(name: object) -> str:
             hint="for example airline/mia",
         )
     for part in parts:
-        _check("agent name", text, part, _PART, NAME_CHARS_MAX, ". _ : @ + -")
+        _check(
+            "agent name", text, part, pattern=_PART, chars_max=NAME_CHARS_MAX, allowed=". _ : @ + -"
+        )
     return text
 
 
@@ -49,10 +52,11 @@ def namespace(name: object) -> str:
     'airline'
     """
     text = _text("namespace", name)
-    _check("namespace", text, text, _PART, NAME_CHARS_MAX, ". _ : @ + -")
+    _check("namespace", text, text, pattern=_PART, chars_max=NAME_CHARS_MAX, allowed=". _ : @ + -")
     return text
 
 
+@functools.lru_cache(maxsize=1024, typed=True)
 def event_type(name: object) -> str:
     """Check the type of an event, such as `tool.executed`, and give it back.
 
@@ -60,7 +64,7 @@ def event_type(name: object) -> str:
     'order.placed'
     """
     text = _text("event type", name)
-    _check("event type", text, text, _TYPE, TYPE_CHARS_MAX, ". _ : / -")
+    _check("event type", text, text, pattern=_TYPE, chars_max=TYPE_CHARS_MAX, allowed=". _ : / -")
     return text
 
 
@@ -94,7 +98,7 @@ def _text(what: str, name: object) -> str:
 
 
 def _check(
-    what: str, text: str, part: str, pattern: re.Pattern[str], chars_max: int, allowed: str
+    what: str, text: str, part: str, *, pattern: re.Pattern[str], chars_max: int, allowed: str
 ) -> None:
     if len(part) > chars_max:
         raise InvalidName(

@@ -72,8 +72,13 @@ class Verdict(NamedTuple):
 class Recall(Protocol):
     """How the events that are recorded already are found; both give None where there is none."""
 
-    def by_id(self, agent: str, event_id: str) -> Event | None: ...
-    def by_writer(self, agent: str, writer: str, writer_sequence: int) -> Event | None: ...
+    def by_id(self, agent: str, event_id: str) -> Event | None:
+        """The agent's event of this id."""
+        ...
+
+    def by_writer(self, agent: str, writer: str, writer_sequence: int) -> Event | None:
+        """The agent's event that this writer gave this number."""
+        ...
 
 
 def first_chain(agent: str) -> bytes:
@@ -160,9 +165,7 @@ def decide(
             within[draft.id] = event
         answers[index] = event
         new.append(Recorded(event, data, chain))
-    after = Head(
-        append.agent, sequence, head.epoch, chain, time_max, {**writers, **counted}
-    )
+    after = Head(append.agent, sequence, head.epoch, chain, time_max, {**writers, **counted})
     return Verdict([answer for answer in answers if answer is not None], new, after)
 
 

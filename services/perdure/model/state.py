@@ -9,7 +9,7 @@ Invariants:
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -39,9 +39,9 @@ class _Fields(msgspec.Struct, frozen=True):
 class Tools(_Fields, frozen=True):
     """What tools were asked and answered: the data of `tool.called`, `.executed` and `.failed`."""
 
-    calls: Series[JSON] = Series()
-    results: Series[JSON] = Series()
-    failures: Series[JSON] = Series()
+    calls: Series[JSON] = msgspec.field(default_factory=Series[JSON])
+    results: Series[JSON] = msgspec.field(default_factory=Series[JSON])
+    failures: Series[JSON] = msgspec.field(default_factory=Series[JSON])
 
 
 class Action(_Fields, frozen=True):
@@ -66,13 +66,13 @@ class Task(_Fields, frozen=True):
     last_action: Action | None = None
     next_step: JSON = None
     systems: tuple[str, ...] = ()
-    data: Map[JSON] = Map()
+    data: Map[JSON] = msgspec.field(default_factory=Map[JSON])
 
 
 class Memories(_Fields, frozen=True):
     """Which memories there are: `ids` maps each to the sequence that stored it."""
 
-    ids: Map[int] = Map()
+    ids: Map[int] = msgspec.field(default_factory=Map[int])
     count: int = 0
 
 
@@ -107,15 +107,15 @@ class State(_Fields, frozen=True):
 
     agent: str
     sequence: int = 0
-    messages: Series[JSON] = Series()
+    messages: Series[dict[str, JSON]] = msgspec.field(default_factory=Series[dict[str, JSON]])
     plan: JSON = None
-    decisions: Series[JSON] = Series()
-    tools: Tools = Tools()
-    tasks: Map[Task] = Map()
-    records: Map[JSON] = Map()
-    record_versions: Map[int] = Map()
-    memories: Memories = Memories()
-    checkpoints: Map[SavedObject] = Map()
+    decisions: Series[JSON] = msgspec.field(default_factory=Series[JSON])
+    tools: Tools = msgspec.field(default_factory=Tools)
+    tasks: Map[Task] = msgspec.field(default_factory=Map[Task])
+    records: Map[JSON] = msgspec.field(default_factory=Map[JSON])
+    record_versions: Map[int] = msgspec.field(default_factory=Map[int])
+    memories: Memories = msgspec.field(default_factory=Memories)
+    checkpoints: Map[SavedObject] = msgspec.field(default_factory=Map[SavedObject])
 
 
 _set = msgspec.structs.force_setattr
@@ -127,7 +127,7 @@ def fold(state: State, events: Iterable[Event]) -> State:
 
     >>> import datetime as dt
     >>> said = Event(id="1", type="message.added", subject="airline/mia", source="/", sequence=1,
-    ...              time=dt.datetime.now(dt.timezone.utc), writer="w", writer_sequence=1,
+    ...              time=dt.datetime.now(dt.UTC), writer="w", writer_sequence=1,
     ...              data={"role": "user", "content": "hello"})
     >>> fold(State(agent="airline/mia"), [said]).messages
     Series([{'role': 'user', 'content': 'hello'}])
@@ -295,7 +295,7 @@ def builtins(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
-def _container(kind: object, value: object) -> object:
+def _container(kind: Any, value: Any) -> object:  # noqa: ANN401 - a dec_hook of msgspec
     origin = getattr(kind, "__origin__", kind)
     if origin is Series and isinstance(value, list):
         return Series.adopt(value)

@@ -107,3 +107,14 @@ def after(spans: Iterable[Span], agent: str, sequence: int) -> list[Span] | None
         elif span.agent == agent and span.first <= sequence <= span.last:
             rest = [] if sequence == span.last else [Span(agent, sequence + 1, span.last)]
     return rest
+
+
+def onward(spans: Iterable[Span], first: int) -> list[Span]:
+    """What of `spans` has a sequence from `first` on.
+
+    >>> onward([Span("a/b", 1, 4), Span("a/c", 5, 9)], 7)
+    [Span(agent='a/c', first=7, last=9)]
+    """
+    return [
+        Span(span.agent, max(span.first, first), span.last) for span in spans if span.last >= first
+    ]

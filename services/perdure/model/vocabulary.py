@@ -162,7 +162,7 @@ def check(event_type: str, data: JSON) -> None:
     >>> check("message.added", "hello")
     Traceback (most recent call last):
     ...
-    perdure.errors.InvalidData: data of message.added: Expected `object`, got `str` (its schema is in schemas/events.schema.json)
+    perdure.errors.InvalidData: data of message.added: Expected `object`, got `str` (...)
     """
     shape = BUILT_IN.get(event_type)
     if shape is None or event_type in _ANY_SHAPE:

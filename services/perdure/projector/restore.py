@@ -34,6 +34,7 @@ async def restore(
     events: EventTable,
     states: StateTable,
     upcasters: Upcasters,
+    *,
     projection: Projection[S],
     lineage: Lineage,
     at: int,
@@ -62,6 +63,7 @@ async def restore(
 async def refold(
     events: EventTable,
     upcasters: Upcasters,
+    *,
     projection: Projection[S],
     lineage: Lineage,
     at: int,
@@ -72,5 +74,3 @@ async def refold(
         async for batch in events.read(span):
             state = projection.fold(state, upcasters.lift(batch.events))
     return state
-
-
