@@ -1,0 +1,162 @@
+"""Automatic state checkpoints: opening is a checkpoint and a short tail at any length of history."""
+
+import dataclasses
+import math
+
+import perdure
+from perdure.model.projection import DEFAULT
+from perdure.model.timeline import Span
+from tests.conformance import reference
+from tests.conformance.places import backend
+
+
+class CountingEvents:
+    """An event table that counts what is read of it."""
+
+    def __init__(self, inner):
+        self._inner = inner
+        self.bytes = 0
+        self.events = 0
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    async def read(self, span):
+        """The batches of a span, counted."""
+        async for batch in self._inner.read(span):
+            self.bytes += batch.size
+            self.events += len(batch.events)
+            yield batch
+
+
+class CountingStates:
+    """A state table that counts what is saved in it."""
+
+    def __init__(self, inner):
+        self._inner = inner
+        self.saves = []
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    async def save(self, saved):
+        """Save a state, and note how large it was."""
+        self.saves.append(len(saved.data))
+        await self._inner.save(saved)
+
+
+def counted(store):
+    """The same store with counters around its tables."""
+    inner = backend(store)
+    events, states = CountingEvents(inner.events), CountingStates(inner.states)
+    counting = dataclasses.replace(inner, events=events, states=states)
+    session = dataclasses.replace(store._session, backend=counting)
+    return perdure.Store(session), events, states
+
+
+async def saved_sequences(store, agent, last):
+    """The sequences of all saved states of an agent, newest first."""
+    found = []
+    while last > 0:
+        span = Span(agent, 1, last)
+        saved = await backend(store).states.nearest(DEFAULT.name, DEFAULT.key, [span])
+        if saved is None:
+            break
+        found.append(saved.sequence)
+        last = saved.sequence - 1
+    return found
+
+
+async def grow(store, name, events, kind, make):
+    """Have an agent emit so many events, fifty at a time."""
+    agent = await store.agent(name)
+    for start in range(0, events, 50):
+        await agent.emit_many([(kind, make(i)) for i in range(start, start + 50)])
+    await agent.close()
+
+
+def record(i):
+    """A change of one of ten records: the state stays small, the history grows."""
+    return {"key": f"r{i % 10}", "value": f"{i} " + "x" * 200}
+
+
+async def test_opening_reads_a_short_tail_at_any_length(place):
+    """Ten times the history is not more to read when an agent is opened."""
+    read = {}
+    for events in (2_000, 20_000):
+        store = await place.connect()
+        await grow(store, f"airline/a{events}", events, "record.put", record)
+        await store.close()
+        fresh, counter, _ = counted(await place.connect())
+        agent = await fresh.agent(f"airline/a{events}")
+        assert agent.state.sequence == events
+        assert dict(agent.state.records) == {
+            record(i)["key"]: record(i)["value"] for i in range(events - 10, events)
+        }
+        read[events] = counter.events
+    assert max(read.values()) < 1_000
+
+
+async def test_few_states_are_kept(place):
+    """The number of saved states grows with the logarithm of the history."""
+    store = await place.connect()
+    await grow(store, "airline/mia", 20_000, "record.put", record)
+    kept = await saved_sequences(store, "airline/mia", 20_000)
+    assert 1 <= len(kept) <= 2 + math.ceil(math.log2(20_000))
+
+
+async def test_saving_is_never_quadratic(place):
+    """With a state that grows with every event, all saving together is a few times its last size."""
+    store, _, states = counted(await place.connect())
+    await grow(
+        store,
+        "airline/mia",
+        6_000,
+        "message.added",
+        lambda i: {"role": "user", "content": f"{i} " + "x" * 400},
+    )
+    total = 6_000 * 440
+    assert states.saves
+    assert sum(states.saves) < 6 * total
+
+
+async def test_past_states_of_a_long_history(place):
+    """Any past state of a long history equals the plain fold, whichever checkpoint it starts from."""
+    store = await place.connect()
+    await grow(store, "airline/mia", 3_000, "record.put", record)
+    view = store.view("airline/mia")
+    kept = await saved_sequences(store, "airline/mia", 3_000)
+    assert kept
+    points = {0, 1, 3_000, *kept, *(at + 1 for at in kept if at < 3_000), *(at - 1 for at in kept)}
+    for at in sorted(points):
+        state = await view.state_at(at)
+        assert state.sequence == at
+        assert dict(state.records) == {
+            record(i)["key"]: record(i)["value"] for i in range(max(0, at - 10), at)
+        }
+
+
+async def test_states_saved_at_every_step_agree_with_the_fold(place, monkeypatch):
+    """With a checkpoint after every event, through undo and forks, states equal the plain fold."""
+    monkeypatch.setattr("perdure.checkpointer.policy.due", lambda tail, state: True)
+    store = await place.connect()
+    agent = await store.agent("airline/mia")
+    for number in range(10):
+        await agent.emit("decision.made", number)
+    await agent.revert(to=4)
+    await agent.emit("decision.made", "other")
+    twin = await agent.fork(at=8, name="airline/twin")
+    await agent.revert(to=9)
+    await agent.emit("decision.made", "back")
+    await twin.emit("decision.made", "twin")
+    await twin.revert(to=3)
+    await twin.emit("decision.made", "again")
+    for handle in (agent, twin):
+        await handle.close()
+        expected = reference.states(handle.name, [event async for event in handle.events()])
+        for at in range(1, len(expected)):
+            assert reference.plain(await handle.state_at(at)) == expected[at]
+        assert reference.plain((await store.agent(handle.name)).state) == expected[-1]
+        assert (await handle.verify()).sound
+
+
