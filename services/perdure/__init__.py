@@ -44,15 +44,15 @@ from perdure.memorizer.memory import Hit, Memory
 from perdure.model.conversation import Conversation
 from perdure.model.diff import Difference
 from perdure.model.event import Event, NewEvent
-from perdure.model.projection import default_projections
+from perdure.model.projection import default_projections as _projections
 from perdure.model.series import Map, Series
 from perdure.model.state import SavedObject, State
-from perdure.model.upcast import default_upcasters
+from perdure.model.upcast import default_upcasters as _upcasters
 from perdure.ports import AgentSummary, Finding
 from perdure.version import __version__
 
-projection = default_projections.projection
-upcaster = default_upcasters.upcaster
+projection = _projections.projection
+upcaster = _upcasters.upcaster
 
 __all__ = [
     "Agent",
