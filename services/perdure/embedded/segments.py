@@ -186,6 +186,16 @@ def plain(segment: Segment, agent: str) -> bytes:
         raise damaged(segment, agent, str(error)) from error
 
 
+def json_bytes(segment: Segment) -> int:
+    """How many bytes of JSON a segment holds; those it takes on disk where it is damaged."""
+    if segment.codec != ZSTD:
+        return len(segment.body)
+    try:
+        return max(0, zstandard.frame_content_size(segment.body))
+    except zstandard.ZstdError:
+        return len(segment.body)
+
+
 def events(segment: Segment, agent: str) -> list[Event]:
     """The events of a segment, checked to be the ones its row promises.
 
