@@ -8,12 +8,15 @@ import sys
 from collections import Counter
 from importlib import resources
 
+import msgspec
 import pytest
 
 import perdure
 from perdure.cli.demo.journal import Acknowledged
 from perdure.cli.demo.judge import judged, lost
+from perdure.cli.demo.results import Results
 from perdure.cli.demo.script import agent_of, shipped_runs, turns
+from perdure.cli.main import main
 
 RUNS, KILLS = 3, 3
 
@@ -239,6 +242,21 @@ def test_a_lost_or_doubled_event_would_be_noticed():
     assert swapped.lost == 2
     assert swapped.out_of_order > 0
     assert lost(journal, {}) == {("demo/a", 1), ("demo/a", 2), ("demo/a", 3)}
+
+
+def test_a_claim_that_does_not_hold_is_said_and_fails(shown, tmp_path, monkeypatch, capsys):
+    """Where something is not equal, the demo says so in so many words and exits with 1."""
+    results = msgspec.convert(shown[0], Results)
+    claim = next(iter(results.checks))
+    wrong = msgspec.structs.replace(results, checks={**results.checks, claim: False})
+
+    async def conduct(path, *, audience, **_options):
+        audience.ends(wrong)
+        return wrong
+
+    monkeypatch.setattr("perdure.cli.demo.conduct.conduct", conduct)
+    assert main(["demo", "--store", str(tmp_path / "left")]) == 1
+    assert f"✗ NOT SO: {claim}" in capsys.readouterr().out
 
 
 def test_turns_are_the_same_every_time():
