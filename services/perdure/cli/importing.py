@@ -49,14 +49,21 @@ class Summary(msgspec.Struct):
     seconds: float = 0.0
 
 
+def _file(text: str) -> Path:
+    path = Path(text)
+    if text != "-" and not path.exists():
+        raise typer.BadParameter(f"there is no file {text!r}")
+    if path.is_dir():
+        raise typer.BadParameter(f"{text!r} is a folder; give a file of JSON lines")
+    return path
+
+
 def import_runs(
     file: Annotated[
         Path,
         typer.Argument(
             metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
+            parser=_file,
             help="JSON lines, one run a line; - for standard input",
         ),
     ],

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 from perdure.agent import discovery
@@ -15,8 +18,43 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[object, object, T]) -> T:
-    """Run a command's work to its end."""
-    return asyncio.run(work)
+    """Run a command's work to its end, or to Ctrl-C."""
+
+    async def guarded() -> T | KeyboardInterrupt:
+        try:
+            return await work
+        except KeyboardInterrupt as interrupt:
+            return interrupt
+
+    with _interruptible():
+        result = asyncio.run(guarded())
+    if isinstance(result, KeyboardInterrupt):
+        raise result
+    return result
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C stops what runs at once, as in a program without asyncio.
+
+    asyncio's own handler cancels the task at its next await, which doesn't come while a command
+    reads from a pipe or waits for an answer.
+    """
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def load(modules: Sequence[str] | None) -> None:

@@ -36,14 +36,14 @@ def state(
     agent: options.AgentName,
     *,
     at: Annotated[
-        options.Point,
+        options.Point | None,
         typer.Option(
             metavar=options.POINT,
             parser=options.point,
             help="A sequence, or a time with a zone; the latest if left out",
             show_default=False,
         ),
-    ] = options.Point(),  # noqa: B008 - a tuple can't change
+    ] = None,
     projection: Annotated[
         str, typer.Option(metavar="NAME", help="A projection of yours instead")
     ] = DEFAULT.name,
@@ -56,10 +56,12 @@ def state(
     With --json, the whole state as one document; equal states give equal bytes.
     """
 
+    point = at or options.Point()
+
     async def work() -> None:
         async with session.opened(store, load) as opened:
             known = default_projections.get(projection)
-            value = await opened.view(agent).project(projection, at.seq, time=at.time)
+            value = await opened.view(agent).project(projection, point.seq, time=point.time)
         if as_json:
             output.json_bytes(known.encode(value))
         elif isinstance(value, State):

@@ -28,14 +28,14 @@ def fork(
     *,
     name: Annotated[str, typer.Option(metavar="NEW", help="Name of the fork: namespace/name")],
     at: Annotated[
-        options.Point,
+        options.Point | None,
         typer.Option(
             metavar=options.POINT,
             parser=options.point,
             help="Where it leaves the history; the latest if left out",
             show_default=False,
         ),
-    ] = options.Point(),  # noqa: B008 - a tuple can't change
+    ] = None,
     load: options.Load = None,
     store: options.Store = None,
     as_json: options.AsJson = False,
@@ -46,18 +46,20 @@ def fork(
     sequence (of the fork's first own event), parent and forked_at.
     """
 
+    point = at or options.Point()
+
     async def work() -> None:
         async with session.opened(store, load) as opened:
-            forked = await opened.fork(agent, at.seq, name=name, time=at.time)
+            forked = await opened.fork(agent, point.seq, name=name, time=point.time)
             sequence = forked.state.sequence
             await forked.close()
-        point = sequence - 1
+        last = sequence - 1  # of what is shared
         if as_json:
             output.json_value(
-                {"agent": name, "sequence": sequence, "parent": agent, "forked_at": point}
+                {"agent": name, "sequence": sequence, "parent": agent, "forked_at": last}
             )
         else:
-            output.line(f"{output.safe(name)} goes on from {output.safe(agent)}@{point}")
+            output.line(f"{output.safe(name)} goes on from {output.safe(agent)}@{last}")
 
     session.run(work())
 
