@@ -65,7 +65,7 @@ class EventLog(Protocol):
         """
         ...
 
-    async def append(self, append: Append) -> list[Event]:
+    def append(self, append: Append) -> Awaitable[list[Event]]:
         """Record events, all or none, and answer each; durable when it returns.
 
         Decides by `model.sequencing.decide`. Appends of one caller are recorded in the order in

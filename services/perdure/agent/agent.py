@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Final, Literal, Self, TypedDict, Unpack
 
 import msgspec
 
@@ -29,9 +29,13 @@ from perdure.model.sequencing import Append, Head
 from perdure.model.state import SavedObject, State
 from perdure.model.timeline import history, onward, undone
 from perdure.ports import SavedState
+from perdure.projector.restore import saved_key
 
-ENVELOPE_BYTES = 300
+ENVELOPE_BYTES: Final = 300
 """What the attributes of an event take beside its data, roughly: for the checkpoint policy only."""
+
+PENDING_MAX: Final = 64
+"""Events that wait to be folded until the state is asked for: folding many at once is cheaper."""
 
 
 class Attributes(TypedDict, total=False):
@@ -66,6 +70,10 @@ class Agent(AgentView):
         self.epoch = head.epoch
         self.records = Records(self)
         self._state = State(agent=name)
+        self._pending: list[Event] = []
+        """What was recorded and is not folded into `_state` yet."""
+        self._sequence = 0
+        """Of the last event in `_state` and `_pending`."""
         self._saved_bytes = 0
         self._tail_bytes = 0
         self._catching_up = asyncio.Lock()
@@ -88,12 +96,15 @@ class Agent(AgentView):
     @property
     def state(self) -> State:
         """The agent's state, everything it has written included."""
+        if self._pending:
+            pending, self._pending = self._pending, []
+            self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(pending))
         return self._state
 
     async def refresh(self) -> State:
         """The state with what others contributed up to now."""
         await self._catch_up((await self._lineage())[0].sequence)
-        return self._state
+        return self.state
 
     async def emit(
         self,
@@ -174,9 +185,9 @@ class Agent(AgentView):
             NotFound: the agent has no such memory, or has forgotten it.
         """
         key = memory.id if isinstance(memory, Memory) else names.key("memory id", memory)
-        if key not in self._state.memories.ids:
+        if key not in self.state.memories.ids:
             await self.refresh()
-        if key not in self._state.memories.ids:
+        if key not in self.state.memories.ids:
             raise NotFound(
                 f"agent {self.name} has no memory {key}",
                 hint="agent.state.memories.ids lists those it has; recall gives them with their id",
@@ -211,14 +222,14 @@ class Agent(AgentView):
             NotFound: the agent has no sequence `to`.
         """
         lineage = await self._lineage()
-        at = lineage[0].sequence
         self._checked_at(lineage, checked_sequence("to", to), None)
-        effects = []
-        for span in undone(lineage, at, to):
-            async for batch in self._backend.events.read(span):
-                effects += [event for event in batch.events if event.type in _EFFECTS]
         new, size = prepared(NewEvent(type="agent.reverted", data={"to": to}))
         [event] = await self._append((new,), size, None)
+        # Looked for when it is known what was undone: others may have written until then.
+        effects = []
+        for span in undone(await self._lineage(), event.sequence - 1, to):
+            async for batch in self._backend.events.read(span):
+                effects += [each for each in batch.events if each.type in _EFFECTS]
         return Reverted(event, effects)
 
     def messages(self, for_provider: Literal["openai", "anthropic"] | None = None) -> Conversation:
@@ -228,7 +239,7 @@ class Agent(AgentView):
         `.repairs` says what was done. The log is not touched. Without a provider: as recorded,
         in the form of OpenAI's.
         """
-        return heal(self._state.messages, for_provider or "openai")
+        return heal(self.state.messages, for_provider or "openai")
 
     async def close(self) -> None:
         """Finish what is under way. The agent can be opened again by anybody."""
@@ -255,6 +266,7 @@ class Agent(AgentView):
     ) -> list[Event]:
         if expected_sequence is not None:
             checked_sequence("expected_sequence", expected_sequence)
+        self._session.upcasters.check_readable(events)
         backend = self._backend
         answers = await backend.log.append(
             Append(self.name, events, backend.writer, self.epoch, expected_sequence)
@@ -263,49 +275,56 @@ class Agent(AgentView):
         return answers
 
     async def _take_in(self, answers: list[Event], size: int) -> None:
-        """Fold what was recorded; what others wrote in between is read first."""
-        known = self._state.sequence
+        """Take what was recorded into the state; what others wrote in between is read first."""
+        known, last = self._sequence, max([answer.sequence for answer in answers])
         if (
-            answers[0].sequence == known + 1
-            and answers[-1].sequence == known + len(answers)
+            last == known + len(answers)
+            and answers[0].sequence == known + 1
             and not any(event.type == "agent.reverted" for event in answers)
         ):
-            self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(answers))
+            self._sequence = last
+            self._pending += answers
             self._tail_bytes += size
-            self._save_when_due()
-        elif answers[-1].sequence > known:
-            await self._catch_up(answers[-1].sequence)
+            if len(self._pending) >= PENDING_MAX:
+                self._save_when_due(self.state)
+        elif last > known:
+            await self._catch_up(last)
 
     async def _catch_up(self, to: int) -> None:
         async with self._catching_up:
-            known = self._state.sequence
+            state, known = self.state, self._sequence
             if to <= known:
                 return
             lineage = await self._lineage()
-            if any(stream.sequence > known for stream in lineage[0].reverts):
+            if any(revert.sequence > known for revert in lineage[0].reverts):
                 await self._reload()
                 return
-            state, size = self._state, 0
+            size = 0
             for span in onward(history(lineage, to), known + 1):
                 async for batch in self._backend.events.read(span):
                     state = DEFAULT.fold(state, self._session.upcasters.lift(batch.events))
                     size += batch.size
-            if state.sequence > self._state.sequence:
-                self._state = state
+            # An emit may have come in between, and have seen no gap.
+            if state.sequence > self._sequence:
+                self._take_over(state)
                 self._tail_bytes += size
-                self._save_when_due()
+                self._save_when_due(state)
+
+    def _take_over(self, state: State) -> None:
+        self._state, self._sequence, self._pending = state, state.sequence, []
 
     async def _reload(self) -> None:
         lineage = await self._lineage()
         restored = await self._restored(DEFAULT, lineage, lineage[0].sequence)
-        self._state = restored.state
+        self._take_over(restored.state)
+        self._sequence = restored.sequence
         self._saved_bytes, self._tail_bytes = restored.saved, restored.folded
-        self._save_when_due()
+        self._save_when_due(restored.state)
 
-    def _save_when_due(self) -> None:
+    def _save_when_due(self, state: State) -> None:
         if self._saving is None and policy.due(self._tail_bytes, self._saved_bytes):
             self._tail_bytes = 0
-            self._saving = asyncio.create_task(self._save(self._state))
+            self._saving = asyncio.create_task(self._save(state))
             self._saving.add_done_callback(self._saved)
 
     def _saved(self, task: asyncio.Task[None]) -> None:
@@ -318,9 +337,10 @@ class Agent(AgentView):
         if state.sequence == 0 or state.agent != self.name:
             return
         data = DEFAULT.encode(state)
+        key = saved_key(DEFAULT, self._session.upcasters)
         self._saved_bytes = len(data)
         await self._backend.states.save(
-            SavedState(self.name, state.sequence, DEFAULT.name, DEFAULT.key, data)
+            SavedState(self.name, state.sequence, DEFAULT.name, key, data)
         )
 
 

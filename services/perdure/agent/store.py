@@ -71,6 +71,7 @@ class Store:
         new = tuple(checked(as_new_event(event))[0] for event in events)
         if not new:
             return []
+        self._session.upcasters.check_readable(new)
         return await self._backend.log.append(
             Append(agent, new, self._backend.writer, None, expected_sequence)
         )

@@ -49,7 +49,14 @@ CACHE_KIB: Final = 16 * 1024
 
 Job: TypeAlias = Callable[[sqlite3.Connection], object]
 Migration: TypeAlias = Callable[[sqlite3.Connection], None]
-_Waiting: TypeAlias = tuple[Job, asyncio.Future[object]]
+Done: TypeAlias = Callable[[object], None]
+_Waiting: TypeAlias = tuple[Job, Done]
+
+
+_ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What a damaged file may raise: the second where the name of a table in it is no text."""
+
+_LOOK: Final = "see `perdure doctor`; the file was not changed"
 
 
 class Database:
@@ -80,7 +87,6 @@ class Database:
         self._data_version = -1
         self._closed = False
         self._writer: sqlite3.Connection | None = None
-        self._before_commit: list[Callable[[sqlite3.Connection], None]] = []
         existed = path.exists()
         if not writable and not existed:
             raise StoreReadOnly(f"{path} is not there and can't be made", hint="check the path")
@@ -126,16 +132,12 @@ class Database:
         connection = self.read()
         try:
             yield connection
-        except sqlite3.Error as error:
+        except _ERRORS as error:
             raise translate(error, self.path) from error
 
     def version(self) -> int:
         """A number that differs whenever any process has committed something since."""
         return int(self.read().execute("PRAGMA data_version").fetchone()[0])
-
-    def before_commit(self, hook: Callable[[sqlite3.Connection], None]) -> None:
-        """Have `hook` run at the end of every transaction, as a part of it."""
-        self._before_commit.append(hook)
 
     async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Run `job` in a transaction and give back its result once that is on disk.
@@ -146,18 +148,29 @@ class Database:
         Raises:
             Unavailable: the transaction could not be made durable; nothing of it is kept.
         """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def done(result: object) -> None:
+            settle(future, result)
+
+        self.submit(job, done)
+        return await future
+
+    def submit(self, job: Job, done: Done) -> None:
+        """Run `job` as `write` does; `done` gets its result, or the exception, on the event loop.
+
+        For who has many to answer: it spares each of them a turn of the loop.
+        """
         if self._closed:
             raise StoreClosed(f"the store at {self.path.parent} is closed", hint="connect again")
         if self._writer is None:
             raise StoreReadOnly(f"{self.path} was opened for reading only", hint="open it to write")
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._queue.append((job, future))  # type: ignore[arg-type]  # futures are invariant
+        self._queue.append((job, done))
         if not self._scheduled:
             # Not at once: what is written in the same turn of the loop joins the transaction.
             self._scheduled = True
+            loop = asyncio.get_running_loop()
             loop.call_soon(self._flush, loop)
-        return await future
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         queue, self._queue = self._queue, []
@@ -198,13 +211,8 @@ class Database:
         results: list[object],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        for (_, future), result in zip(queue, results, strict=True):
-            if future.done():
-                continue
-            if isinstance(result, BaseException):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+        for (_, done), result in zip(queue, results, strict=True):
+            done(result)
         if self._queue:
             loop.call_soon(self._flush, loop)
         else:
@@ -266,8 +274,6 @@ class Database:
                 if len(jobs) == 1:
                     raise
                 results.append(error)
-        for hook in self._before_commit:
-            hook(connection)
         return results
 
     def _check_format(self, newest: int, *, writable: bool) -> None:
@@ -332,6 +338,16 @@ def _format_of(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
+def settle(future: "asyncio.Future[T]", result: object) -> None:
+    """Give a future its result, or raise the exception in whoever awaits it."""
+    if future.done():
+        return  # Its waiter was cancelled; what was written stays written.
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)  # type: ignore[arg-type]  # what the job gave back
+
+
 def _connect(path: Path, busy_seconds: float, *, writable: bool = True) -> sqlite3.Connection:
     name = f"{path.absolute().as_uri()}?mode={'rwc' if writable else 'ro'}"
     if not writable and not path.with_name(f"{path.name}-wal").exists():
@@ -376,7 +392,7 @@ def _write_ahead(connection: sqlite3.Connection, busy_seconds: float) -> None:
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except _ERRORS as error:
         raise translate(error, path) from error
 
 
@@ -389,12 +405,14 @@ def _code(error: sqlite3.Error) -> int:
     return (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
 
 
-def translate(error: sqlite3.Error, path: Path) -> PerdureError:
+def translate(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> PerdureError:
     """A SQLite error in perdure's words (result codes: sqlite.org, "Result and Error Codes").
 
     >>> translate(sqlite3.DatabaseError("file is not a database"), Path("x.db")).hint
     'see `perdure doctor`; the file was not changed'
     """
+    if isinstance(error, UnicodeDecodeError):
+        return Corrupt(f"{path} is damaged: {error}", hint=_LOOK)
     code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(
@@ -417,7 +435,7 @@ def translate(error: sqlite3.Error, path: Path) -> PerdureError:
     ):
         return Corrupt(
             f"{path} is damaged or no perdure store: {error}",
-            hint="see `perdure doctor`; the file was not changed",
+            hint=_LOOK,
         )
     if code == sqlite3.SQLITE_IOERR:
         return Unavailable(

@@ -22,7 +22,7 @@ from perdure.model.timeline import Span, Stream
 from perdure.ports import AgentSummary, Batch, Finding
 
 BATCH_BYTES: Final = 256 * 1024
-"""Stored bytes of one batch: what is decoded before the event loop gets its turn again."""
+"""JSON bytes of one batch: what is decoded before the event loop gets its turn again."""
 AGENTS_PAGE: Final = 256
 
 
@@ -73,7 +73,7 @@ class SqliteEventTable:
             key = event_rows.agent_id(connection, span.agent)
             for segment in event_rows.from_sequence(connection, key, sequence, span.last):
                 found.append(segment)
-                size += len(segment.body)
+                size += segments.json_bytes(segment)
                 if size >= BATCH_BYTES:
                     break
         return found, size
@@ -167,7 +167,7 @@ class SqliteEventTable:
         else:
             yield 0, self._check_origin(agent, chain)
         last = (await self.head(agent)).sequence
-        sequence = forked_at + 1
+        sequence, time_max = forked_at + 1, 0
         while sequence <= last:
             found, _ = self._page(Span(agent, sequence, last), sequence)
             if not found:
@@ -180,8 +180,8 @@ class SqliteEventTable:
                     if segment.first > sequence + 1:
                         missing += f" to {segment.first - 1}"
                     findings.append(Finding(missing, "missing on disk"))
-                findings += _check(segment, agent, chain)
-                chain = segment.chain
+                findings += _check(segment, agent, chain, time_max)
+                chain, time_max = segment.chain, segment.time_max
                 sequence = segment.last + 1
                 yield segment.last - segment.first + 1, findings
             await asyncio.sleep(0)
@@ -207,29 +207,34 @@ class SqliteEventTable:
 _RESTORE: Final = "restore the store's folder from a backup, or go on from a fork before it"
 
 
-def _check(segment: Segment, agent: str, chain: bytes) -> list[Finding]:
-    """What is wrong with a segment that follows on `chain`."""
-    count = segment.last - segment.first + 1
+def _check(segment: Segment, agent: str, chain: bytes, time_max: int) -> list[Finding]:
+    """What is wrong with a segment that follows on `chain` and on the times up to `time_max`."""
+    which = _range(agent, segment.first, segment.last)
     try:
         bodies = split_all(segments.plain(segment, agent))
-        sound = len(bodies) == count and [decode(data).sequence for data in bodies] == list(
-            range(segment.first, segment.last + 1)
-        )
+        found = [decode(data) for data in bodies]
+        sequences = range(segment.first, segment.last + 1)
+        sound = [event.sequence for event in found] == list(sequences)
         reason = "its row does not hold the events it should"
     except Corrupt as error:
-        sound, bodies, reason = False, [], error.message
+        sound, bodies, found, reason = False, [], [], error.message
     if sound:
         for data in bodies:
             chain = link(chain, data)
-        if chain == segment.chain:
-            return []
         crcs = segment.crcs == b"".join(struct.pack("<I", zlib.crc32(data)) for data in bodies)
-        if crcs:
-            which = _range(agent, segment.first, segment.last)
-            return [Finding(which, "the hash chain is broken: history was altered", _RESTORE)]
+        if chain != segment.chain:
+            if crcs:
+                return [Finding(which, "the hash chain is broken: history was altered", _RESTORE)]
+        elif not crcs:
+            return [Finding(which, "the checksums of its events are damaged", _RESTORE)]
+        elif segment.time_max != max(
+            time_max, *(event_rows.microseconds(event.time) for event in found)
+        ):
+            return [Finding(which, "the time by which it is found is damaged", _RESTORE)]
+        else:
+            return []
     _, lost = segments.salvage(segment)
     if not lost:
-        which = _range(agent, segment.first, segment.last)
         return [Finding(which, f"the row is damaged, its events can be read: {reason}", _RESTORE)]
     return [Finding(f"{agent}@{sequence}", "damaged on disk", _RESTORE) for sequence in lost]
 

@@ -8,32 +8,34 @@ Invariants:
 - The ids and writers of sealed events are in tables of their own, those of the tail in the tail.
 """
 
+import asyncio
 import datetime as dt
 import sqlite3
+import threading
 import zlib
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, TypeAlias
 
 import uuid_utils
 
 from perdure.embedded import event_rows, memory_index, segments
-from perdure.embedded.database import Database
+from perdure.embedded.database import Database, settle
 from perdure.embedded.segments import Piece
-from perdure.errors import AgentExists, NotFound
+from perdure.errors import AgentExists, NotFound, PerdureError, Refused
 from perdure.model.event import Event, ids_of_all
 from perdure.model.sequencing import Append, Head, Recorded, decide, first_chain
 
 STREAMS_MAX: Final = 1024
 """Heads kept in memory: each with at most one tail's ids (128) and its writers."""
 
-Clock = Callable[[], dt.datetime]
+Clock: TypeAlias = Callable[[], dt.datetime]
+_Waiting: TypeAlias = "tuple[Append, asyncio.Future[list[Event]]]"
 
 
 class _Stream:
     """What is known of one agent: its head, and its tail (the segments that are not sealed)."""
 
     __slots__ = (
-        "buffer",
         "fresh_writers",
         "head",
         "id",
@@ -55,7 +57,6 @@ class _Stream:
         self.tail_bytes = 0
         self.tail_ids: dict[str, int] = {}
         self.fresh_writers: set[str] = set()
-        self.buffer: list[Recorded] = []
 
     def note(self, event: Event) -> None:
         """An event joins the tail."""
@@ -77,9 +78,10 @@ class SqliteLog:
         self._clock = clock
         self._version_of = version_of
         self._streams: dict[str, _Stream] = {}
-        self._written: dict[str, _Stream] = {}
         self._stamp = -1
-        database.before_commit(self._flush)
+        self._queue: list[_Waiting] = []
+        self._recording: list[_Waiting] = []
+        self._lock = threading.Lock()
 
     async def claim(self, agent: str) -> Head:
         def job(connection: sqlite3.Connection) -> Head:
@@ -94,8 +96,18 @@ class SqliteLog:
 
         return await self._database.write(job)
 
-    async def append(self, append: Append) -> list[Event]:
-        return await self._database.write(lambda connection: self._append(connection, append))
+    def append(self, append: Append) -> Awaitable[list[Event]]:
+        future: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._queue.append((append, future))
+            first = len(self._queue) == 1
+        if first:
+            try:
+                self._database.submit(self._record_queue, self._answer)
+            except PerdureError:
+                self._queue.clear()
+                raise
+        return future
 
     async def fork(self, append: Append, parent: str, at: int) -> tuple[Head, Event]:
         def job(connection: sqlite3.Connection) -> tuple[Head, Event]:
@@ -109,6 +121,7 @@ class SqliteLog:
                 raise AgentExists(
                     f"there is an agent {append.agent} already", hint="choose another name"
                 )
+            self._streams.pop(append.agent, None)
             # A fork shares history with whoever wrote the event it forks at.
             owner = next(row for row in rows if at > row.forked_at or row.parent is None)
             chain = event_rows.chain_at(connection, owner.agent, at)
@@ -116,8 +129,10 @@ class SqliteLog:
                 "INSERT INTO agents (name, epoch, parent, forked_at, chain) VALUES (?, 1, ?, ?, ?)",
                 (append.agent, event_rows.agent_id(connection, parent), at, chain),
             )
-            [event] = self._append(connection, append)
-            return self._stream(connection, append.agent).head, event
+            [outcome] = self._record(connection, append.agent, [append])
+            if isinstance(outcome, Refused):
+                raise outcome
+            return self._stream(connection, append.agent).head, outcome[0]
 
         return await self._database.write(job)
 
@@ -132,11 +147,44 @@ class SqliteLog:
 
         await self._database.write(job)
 
-    def _append(self, connection: sqlite3.Connection, append: Append) -> list[Event]:
-        stream = self._stream(connection, append.agent)
+    def _record_queue(self, connection: sqlite3.Connection) -> list[list[Event] | PerdureError]:
+        """Decide and write all appends that wait."""
+        with self._lock:
+            self._recording, self._queue = self._queue, []
+        by_agent: dict[str, list[int]] = {}
+        for index, (append, _) in enumerate(self._recording):
+            by_agent.setdefault(append.agent, []).append(index)
+        outcomes: dict[int, list[Event] | PerdureError] = {}
+        for agent, indexes in by_agent.items():
+            appends = [self._recording[index][0] for index in indexes]
+            try:
+                decided = self._record(connection, agent, appends)
+            except PerdureError as error:
+                # Its rows are damaged: noticed before it writes, and no matter for other agents.
+                outcomes.update(dict.fromkeys(indexes, error))
+            else:
+                outcomes.update(zip(indexes, decided, strict=True))
+        return [outcomes[index] for index in range(len(self._recording))]
+
+    def _answer(self, outcomes: object) -> None:
+        recording, self._recording = self._recording, []
+        if isinstance(outcomes, list):
+            for (_, future), outcome in zip(recording, outcomes, strict=True):
+                settle(future, outcome)
+            return
+        if not recording:  # The transaction failed before it came to the queue.
+            recording, self._queue = self._queue, []
+        for _, future in recording:
+            settle(future, outcomes)
+
+    def _record(
+        self, connection: sqlite3.Connection, agent: str, appends: list[Append]
+    ) -> list[list[Event] | Refused]:
+        """Decide writes to one agent, and write what they bring."""
+        stream = self._stream(connection, agent)
         verdict = decide(
             stream.head,
-            append,
+            appends,
             _Recall(connection, stream),
             now=self._clock(),
             new_id=_new_id,
@@ -144,47 +192,37 @@ class SqliteLog:
         )
         if verdict.new:
             stream.head = verdict.head
-            stream.buffer += verdict.new
             for recorded in verdict.new:
                 stream.note(recorded.event)
-            self._written[append.agent] = stream
-        return verdict.answers
+            self._write(connection, stream, verdict.new)
+        return verdict.outcomes
+
+    def _write(self, connection: sqlite3.Connection, stream: _Stream, new: list[Recorded]) -> None:
+        key = _row_id(connection, stream)
+        pieces = _pieces(new, stream)
+        size = sum([len(piece.body) for piece in pieces])
+        if (
+            size >= segments.SEAL_BYTES
+            or stream.tail_rows + 1 >= segments.TAIL_ROWS_MAX
+            or stream.tail_bytes + size >= segments.SEGMENT_BYTES
+        ):
+            self._seal(connection, key, stream, pieces)
+        else:
+            segments.insert(connection, key, segments.merged(pieces, seal=False))
+            stream.tail_rows += 1
+            stream.tail_bytes += size
+        _derive(connection, key, new)
 
     def _stream(self, connection: sqlite3.Connection, agent: str) -> _Stream:
-        self._refresh()
-        stream = self._streams.get(agent)
-        if stream is None:
-            if len(self._streams) >= STREAMS_MAX:
-                self._streams = dict(self._written)
-            stream = self._streams[agent] = _load(connection, agent)
-        return stream
-
-    def _refresh(self) -> None:
         if self._stamp != self._database.changes:
             self._stamp = self._database.changes
             self._streams.clear()
-            self._written.clear()
-
-    def _flush(self, connection: sqlite3.Connection) -> None:
-        """Write what the transaction's appends have decided, a segment for each agent."""
-        self._refresh()
-        written, self._written = self._written, {}
-        for stream in written.values():
-            new, stream.buffer = stream.buffer, []
-            key = _row_id(connection, stream)
-            pieces = _pieces(new, stream)
-            size = sum(len(piece.body) for piece in pieces)
-            if (
-                size >= segments.SEAL_BYTES
-                or stream.tail_rows + 1 >= segments.TAIL_ROWS_MAX
-                or stream.tail_bytes + size >= segments.SEGMENT_BYTES
-            ):
-                self._seal(connection, key, stream, pieces)
-            else:
-                segments.insert(connection, key, segments.merged(pieces, seal=False))
-                stream.tail_rows += 1
-                stream.tail_bytes += size
-            _derive(connection, key, new)
+        stream = self._streams.get(agent)
+        if stream is None:
+            if len(self._streams) >= STREAMS_MAX:
+                self._streams.clear()
+            stream = self._streams[agent] = _load(connection, agent)
+        return stream
 
     def _seal(
         self,
@@ -230,7 +268,7 @@ class SqliteLog:
 
 
 class _Recall:
-    """`model.sequencing.Recall`: the buffer of this transaction, then the disk."""
+    """`model.sequencing.Recall` on the store's file."""
 
     def __init__(self, connection: sqlite3.Connection, stream: _Stream) -> None:
         self._connection = connection
@@ -248,9 +286,6 @@ class _Recall:
             if row is None:
                 return None
             sequence = int(row[0])
-        buffer = self._stream.buffer
-        if buffer and sequence >= buffer[0].event.sequence:
-            return buffer[sequence - buffer[0].event.sequence].event
         return event_rows.event_at(self._connection, self._key, agent, sequence)
 
     def _index_sealed(self, agent: str) -> None:
@@ -265,10 +300,6 @@ class _Recall:
         self._stream.indexed = True
 
     def by_writer(self, agent: str, writer: str, writer_sequence: int) -> Event | None:
-        for recorded in reversed(self._stream.buffer):
-            event = recorded.event
-            if event.writer == writer and event.writer_sequence == writer_sequence:
-                return event
         for segment in event_rows.newest_first(self._connection, self._key):
             for event in reversed(segments.events(segment, agent)):
                 if event.writer == writer and event.writer_sequence <= writer_sequence:

@@ -10,6 +10,7 @@ Invariants:
 import copy
 import datetime as dt
 import math
+import operator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
@@ -40,6 +41,8 @@ _TEXT_ATTRIBUTES: Final = (
     "traceparent",
     "key_id",
 )
+_texts_of = operator.attrgetter(*_TEXT_ATTRIBUTES)
+_NO_TEXTS: Final = (None,) * len(_TEXT_ATTRIBUTES)
 
 
 class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -297,7 +300,13 @@ def utc(what: str, time: object) -> dt.datetime:
             f"{what} {time.isoformat()} has no zone",
             hint="add one: 2026-11-01T10:00Z, or datetime(..., tzinfo=timezone.utc)",
         )
-    return time.astimezone(dt.UTC)
+    try:
+        return time.astimezone(dt.UTC)
+    except OverflowError as error:
+        raise InvalidData(
+            f"{what} {time.isoformat()} lies outside the years 1 to 9999 in UTC",
+            hint="give a time that UTC has",
+        ) from error
 
 
 def checked_sequence(what: str, value: object, *, least: int = 0) -> int:
@@ -329,10 +338,10 @@ def prepared(event: NewEvent) -> tuple[NewEvent, int]:
     """
     data, size = json_copy("data", event.data)
     names.event_type(event.type)
-    for name in _TEXT_ATTRIBUTES:
-        text = getattr(event, name)
-        if text is not None:
-            names.key(name, text)
+    if _texts_of(event) != _NO_TEXTS:
+        for name, text in zip(_TEXT_ATTRIBUTES, _texts_of(event), strict=True):
+            if text is not None:
+                names.key(name, text)
     if event.version is not None:
         checked_sequence("version", event.version, least=1)
     if event.writer_sequence is not None:

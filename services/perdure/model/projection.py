@@ -6,10 +6,7 @@ Invariants:
 - Whatever a user's function raises comes out as `ProjectionFailed`, naming the event.
 """
 
-import hashlib
-import inspect
 from collections.abc import Callable, Iterable
-from types import CodeType
 from typing import Any, Final, Generic, Protocol, TypeVar, overload
 
 import msgspec
@@ -17,6 +14,7 @@ import msgspec
 from perdure.errors import Corrupt, InvalidData, NotFound, ProjectionFailed
 from perdure.model import names, state
 from perdure.model.event import Event, checked_sequence
+from perdure.model.fingerprint import fingerprint
 
 S = TypeVar("S")
 D = TypeVar("D", bound=dict[Any, Any])
@@ -89,7 +87,7 @@ class FunctionProjection(Generic[S]):
     ) -> None:
         self.name = name
         self.version = version
-        self.key = f"{version}:{_fingerprint(function)}:{_fingerprint(initial)}"
+        self.key = f"{version}:{fingerprint(function)}:{fingerprint(initial)}"
         self._function = function
         self._initial = initial
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(state_type)
@@ -211,30 +209,6 @@ class Projections:
 
     def __contains__(self, name: str) -> bool:
         return name in self._known
-
-
-def _fingerprint(function: Callable[..., object]) -> str:
-    """A hash of a function's own code; its file and line numbers do not count."""
-    digest = hashlib.sha256()
-    unwrapped = inspect.unwrap(function)
-    code = getattr(unwrapped, "__code__", None)
-    if isinstance(code, CodeType):
-        _hash_code(digest.update, code)
-        digest.update(repr(getattr(unwrapped, "__defaults__", None)).encode())
-    else:
-        digest.update(f"{type(unwrapped).__module__}.{unwrapped!r}".encode())
-    return digest.hexdigest()[:16]
-
-
-def _hash_code(update: Callable[[bytes], None], code: CodeType) -> None:
-    update(code.co_code)
-    update(repr((code.co_names, code.co_varnames, code.co_freevars)).encode())
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            _hash_code(update, constant)
-        else:
-            shown = sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
-            update(repr(shown).encode())
 
 
 default_projections: Final = Projections()

@@ -13,12 +13,12 @@ Invariants:
 
 import datetime as dt
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from perdure.errors import SequenceConflict, WriterFenced
+from perdure.errors import Refused, SequenceConflict, WriterFenced
 from perdure.model.event import Event, NewEvent, encode
 
 CHAIN_BYTES: Final = 32
@@ -62,9 +62,9 @@ class Recorded(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of a write: an answer for each of its events, what is new, and the head after."""
+    """What became of writes: of each its answers or why it was refused; and the head after."""
 
-    answers: list[Event]
+    outcomes: list[list[Event] | Refused]
     new: list[Recorded]
     head: Head
 
@@ -97,59 +97,156 @@ def link(chain: bytes, data: bytes) -> bytes:
 
 def decide(
     head: Head,
-    append: Append,
+    appends: Sequence[Append],
     recorded: Recall,
     *,
     now: dt.datetime,
     new_id: Callable[[], str],
     version_of: Callable[[str], int],
 ) -> Verdict:
-    """Decide one write against the head.
+    """Decide writes to one agent, in their order, against its head.
 
-    Raises:
-        WriterFenced: a later opener owns the agent.
-        SequenceConflict: the stream is not at `expected_sequence`, or a writer's sequence lies
-            below its last one and is not recorded.
+    A write that is refused leaves no trace, and the ones after it are decided as if it weren't
+    there. Outcomes may be `WriterFenced` (a later opener owns the agent) or `SequenceConflict` (the
+    stream is not at `expected_sequence`, or a writer's sequence lies below its last one and is not
+    recorded).
     """
-    answers: list[Event | None] = [
-        _already(head, append.agent, event, recorded) for event in append.events
-    ]
-    if append.events and all(answers):
-        return Verdict([answer for answer in answers if answer], [], head)
-    _check(head, append)
-    sequence, chain, time_max = head.sequence, head.chain, head.time_max
-    writers = head.writers
-    counted: dict[str, int] = {}
-    within: dict[str, Event] = {}
-    new: list[Recorded] = []
-    for index, draft in enumerate(append.events):
-        if answers[index] is not None:
-            continue
-        if draft.id is not None and draft.id in within:
-            answers[index] = within[draft.id]
-            continue
-        writer = append.writer if draft.writer is None else draft.writer
-        last = counted.get(writer) or writers.get(writer, 0)
-        writer_sequence = last + 1 if draft.writer_sequence is None else draft.writer_sequence
-        if writer_sequence <= last:
-            raise SequenceConflict(
-                f"writer {writer} gave {append.agent} its sequence {writer_sequence} after {last}",
-                hint="a writer counts its events up; give each the next number",
+    decision = _Decision(head, recorded, now, new_id, version_of)
+    outcomes: list[list[Event] | Refused] = []
+    for append in appends:
+        try:
+            outcomes.append(decision.append(append))
+        except Refused as error:
+            outcomes.append(error)
+    return Verdict(outcomes, decision.new, decision.head())
+
+
+class _Decision:
+    """Writes that are being decided: the head as it moves, and what is new."""
+
+    def __init__(
+        self,
+        head: Head,
+        recorded: Recall,
+        now: dt.datetime,
+        new_id: Callable[[], str],
+        version_of: Callable[[str], int],
+    ) -> None:
+        self.new: list[Recorded] = []
+        self._before = head
+        self._recorded = recorded
+        self._now = now
+        self._new_id = new_id
+        self._version_of = version_of
+        self._sequence = head.sequence
+        self._chain = head.chain
+        self._time_max = head.time_max
+        self._writers = head.writers.copy()
+        self._given: dict[str, Event] = {}
+        """New events whose id was given, by it."""
+        self._counted: dict[tuple[str, int], Event] = {}
+        """New events whose writer's sequence was given, by writer and it."""
+
+    def head(self) -> Head:
+        """The head after what was decided."""
+        before = self._before
+        return Head(
+            before.agent, self._sequence, before.epoch, self._chain, self._time_max, self._writers
+        )
+
+    def append(self, append: Append) -> list[Event]:
+        """Decide one write.
+
+        Raises:
+            Refused: see `decide`.
+        """
+        known = [self._known(append.agent, draft) for draft in append.events]
+        if append.events and None not in known:
+            return [event for event in known if event is not None]
+        self._check(append)
+        numbers = self._numbered(append, known)
+        return [
+            found or self._in_this_commit(draft) or self._record(append, draft, *number)
+            for found, draft, number in zip(known, append.events, numbers, strict=True)
+        ]
+
+    def _known(self, agent: str, draft: NewEvent) -> Event | None:
+        """The event that this draft was recorded as before, if it was."""
+        event_id, writer, number = draft.id, draft.writer, draft.writer_sequence
+        if event_id is None and number is None:
+            return None
+        found = self._in_this_commit(draft)
+        if found is None and event_id is not None:
+            found = self._recorded.by_id(agent, event_id)
+        if found is None and writer is not None and number is not None:
+            if number > self._writers.get(writer, 0):
+                return None
+            found = self._recorded.by_writer(agent, writer, number)
+        return found
+
+    def _in_this_commit(self, draft: NewEvent) -> Event | None:
+        found = None
+        if draft.id is not None:
+            found = self._given.get(draft.id)
+        if found is None and draft.writer is not None and draft.writer_sequence is not None:
+            found = self._counted.get((draft.writer, draft.writer_sequence))
+        return found
+
+    def _check(self, append: Append) -> None:
+        epoch, expected = self._before.epoch, append.expected_sequence
+        if append.epoch is not None and append.epoch != epoch:
+            raise WriterFenced(
+                f"agent {append.agent} was opened again with epoch {epoch}; "
+                f"this writer has epoch {append.epoch}",
+                hint="another process goes on with it; open the agent again to take it back",
             )
-        sequence += 1
-        counted[writer] = writer_sequence
-        time = now if draft.time is None else draft.time
+        if expected is not None and expected != self._sequence:
+            raise SequenceConflict(
+                f"agent {append.agent} is at sequence {self._sequence}, "
+                f"not at the expected {expected}",
+                hint="read what came in between and try again",
+            )
+
+    def _numbered(self, append: Append, known: Sequence[Event | None]) -> list[tuple[str, int]]:
+        """Writer and writer's sequence of each draft; all are checked before one is recorded."""
+        numbers = []
+        counted: dict[str, int] = {}
+        given: set[object] = set()
+        for draft, found in zip(append.events, known, strict=True):
+            writer = append.writer if draft.writer is None else draft.writer
+            last = counted.get(writer) or self._writers.get(writer, 0)
+            number = draft.writer_sequence
+            again = found is not None or draft.id in given or (writer, number) in given
+            if number is None:
+                number = last + 1
+            elif number <= last and not again:
+                raise SequenceConflict(
+                    f"writer {writer} gave {append.agent} its sequence {number} after {last}",
+                    hint="a writer counts its events up; give each the next number",
+                )
+            if not again:
+                counted[writer] = number
+                given.add((writer, number))
+                if draft.id is not None:
+                    given.add(draft.id)
+            numbers.append((writer, number))
+        return numbers
+
+    def _record(self, append: Append, draft: NewEvent, writer: str, number: int) -> Event:
+        self._sequence += 1
+        self._writers[writer] = number
+        time = self._now if draft.time is None else draft.time
         event = Event(
-            id=new_id() if draft.id is None else draft.id,
+            id=self._new_id() if draft.id is None else draft.id,
             type=draft.type,
             subject=append.agent,
             source=f"/{append.agent}" if draft.source is None else draft.source,
-            sequence=sequence,
+            sequence=self._sequence,
             time=time,
             writer=writer,
-            writer_sequence=writer_sequence,
+            writer_sequence=number,
             epoch=append.epoch or 0,
-            version=version_of(draft.type) if draft.version is None else draft.version,
+            version=self._version_of(draft.type) if draft.version is None else draft.version,
             correlation_id=draft.correlation_id,
             causation_id=draft.causation_id,
             traceparent=draft.traceparent,
@@ -158,42 +255,12 @@ def decide(
             data=draft.data,  # type: ignore[arg-type]  # a copy made by event.prepared: JSON
         )
         data = encode(event)
-        chain = link(chain, data)
-        if time_max is None or time > time_max:
-            time_max = time
+        self._chain = link(self._chain, data)
+        if self._time_max is None or time > self._time_max:
+            self._time_max = time
+        self.new.append(Recorded(event, data, self._chain))
         if draft.id is not None:
-            within[draft.id] = event
-        answers[index] = event
-        new.append(Recorded(event, data, chain))
-    after = Head(append.agent, sequence, head.epoch, chain, time_max, {**writers, **counted})
-    return Verdict([answer for answer in answers if answer is not None], new, after)
-
-
-def _already(head: Head, agent: str, draft: NewEvent, recorded: Recall) -> Event | None:
-    """The event that this draft was recorded as before, if it was."""
-    if draft.id is not None:
-        found = recorded.by_id(agent, draft.id)
-        if found is not None:
-            return found
-    if (
-        draft.writer is not None
-        and draft.writer_sequence is not None
-        and draft.writer_sequence <= head.writers.get(draft.writer, 0)
-    ):
-        return recorded.by_writer(agent, draft.writer, draft.writer_sequence)
-    return None
-
-
-def _check(head: Head, append: Append) -> None:
-    if append.epoch is not None and append.epoch != head.epoch:
-        raise WriterFenced(
-            f"agent {append.agent} was opened again with epoch {head.epoch}; "
-            f"this writer has epoch {append.epoch}",
-            hint="another process goes on with it; open the agent again to take it back",
-        )
-    if append.expected_sequence is not None and append.expected_sequence != head.sequence:
-        raise SequenceConflict(
-            f"agent {append.agent} is at sequence {head.sequence}, "
-            f"not at the expected {append.expected_sequence}",
-            hint="read what came in between and try again",
-        )
+            self._given[draft.id] = event
+        if draft.writer_sequence is not None:
+            self._counted[writer, number] = event
+        return event

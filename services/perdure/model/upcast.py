@@ -3,16 +3,19 @@
 Invariants:
 - An event is read in the newest version that is known for its type, or not at all.
 - A type without any registered version is read as it was written.
+- `key` names the code of all upcasters together: states folded with others are not read.
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
 
 from perdure.errors import InvalidData, MissingUpcaster, ProjectionFailed
 from perdure.model import names, vocabulary
-from perdure.model.event import JSON, Event, checked_sequence
+from perdure.model.event import JSON, Event, NewEvent, checked_sequence
+from perdure.model.fingerprint import fingerprint
 
 Upcast: TypeAlias = Callable[[dict[str, JSON]], JSON]
 
@@ -31,6 +34,9 @@ class Upcasters:
     def __init__(self) -> None:
         self._steps: dict[str, dict[int, tuple[int, Upcast]]] = {}
         self._current: dict[str, int] = dict.fromkeys(vocabulary.BUILT_IN, 1)
+        self.key = ""
+        """Identifies the code of what is registered, "" for nothing: a part of what a saved state
+        is kept under."""
 
     def upcaster(
         self, event_type: str, from_version: int, to_version: int
@@ -58,6 +64,7 @@ class Upcasters:
                     hint=f"keep one of {known[1].__qualname__} and {function.__qualname__}",
                 )
             steps[from_version] = (to_version, function)
+            self.key = self._fingerprint()
             self._current[event_type] = max(self._current.get(event_type, 1), to_version)
             return function
 
@@ -81,6 +88,40 @@ class Upcasters:
         if not self._steps and all(event.version == 1 for event in events):
             return events
         return [self._lifted(event) for event in events]
+
+    def check_readable(self, events: Iterable[NewEvent]) -> None:
+        """Refuse to write what could not be read back here.
+
+        Raises:
+            InvalidData: an event's version can't be lifted to the current one of its type.
+
+        >>> Upcasters().check_readable([NewEvent(type="message.added", version=7)])
+        Traceback (most recent call last):
+        ...
+        perdure.errors.InvalidData: version 7 of message.added can't be read here: ... (...)
+        """
+        for event in events:
+            current = self._current.get(event.type)
+            version = event.version
+            if version is None or current is None:
+                continue
+            steps = self._steps.get(event.type, {})
+            while version < current and version in steps:
+                version = steps[version][0]
+            if version != current:
+                raise InvalidData(
+                    f"version {event.version} of {event.type} can't be read here: "
+                    f"the current one is {current}",
+                    hint="leave the version out, or register upcasters first",
+                )
+
+    def _fingerprint(self) -> str:
+        steps = [
+            (event_type, start, end, fingerprint(function))
+            for event_type, known in sorted(self._steps.items())
+            for start, (end, function) in sorted(known.items())
+        ]
+        return hashlib.sha256(repr(steps).encode()).hexdigest()[:16]
 
     def _lifted(self, event: Event) -> Event:
         current = self._current.get(event.type)

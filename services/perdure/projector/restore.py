@@ -30,6 +30,16 @@ class Restored(NamedTuple, Generic[S]):
     folded: int
 
 
+def saved_key(projection: Projection[S], upcasters: Upcasters) -> str:
+    """What a saved state of a projection is kept under: all code that the state depends on.
+
+    >>> from perdure.model.projection import DEFAULT
+    >>> saved_key(DEFAULT, Upcasters()) == DEFAULT.key
+    True
+    """
+    return f"{projection.key}+{upcasters.key}" if upcasters.key else projection.key
+
+
 async def restore(
     events: EventTable,
     states: StateTable,
@@ -47,7 +57,7 @@ async def restore(
         ProjectionFailed: the projection's function raised.
     """
     spans = timeline(lineage, at)
-    saved = await states.nearest(projection.name, projection.key, spans)
+    saved = await states.nearest(projection.name, saved_key(projection, upcasters), spans)
     state, size = projection.initial(lineage[0].agent), 0
     if saved is not None:
         state, size = projection.decode(saved.data), len(saved.data)
