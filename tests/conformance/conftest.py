@@ -1,7 +1,6 @@
 """The store is a parameter: every test of this folder runs on every store there is."""
 
 import pytest
-
 from tests.conformance.places import KINDS, wanted
 from tests.conformance.ran import PROPERTY
 

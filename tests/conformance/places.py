@@ -29,7 +29,7 @@ class WordsEmbedder:
                 row[digest[0] % self.dimensions] += 1.0
             length = float(np.linalg.norm(row))
             if length:
-                row /= length
+                np.divide(row, length, out=row)
         return rows
 
 

@@ -64,7 +64,7 @@ def apply(state, event):
 
 
 def states(agent, events):
-    """The state at every sequence, from 0 on, given all events of an agent, undone ones included."""
+    """The state at every sequence, from 0 on, given all its events, undone ones included."""
     kept = [initial(agent)]
     for event in events:
         base = kept[event.data["to"]] if event.type == "agent.reverted" else kept[-1]

@@ -33,7 +33,7 @@ async def test_shared_and_circular_references_survive(store):
 
 
 async def test_older_ones_stay(store):
-    """restore as of a sequence gives the object that was the newest of its name then."""
+    """Restore as of a sequence gives the object that was the newest of its name then."""
     agent = await store.agent("airline/mia")
     for version in (1, 2, 3):
         await agent.checkpoint("policy", {"version": version})

@@ -50,8 +50,8 @@ async def test_a_closed_store_says_so(place):
         lambda: store.emit("airline/mia", "note"),
         lambda: store.agent("airline/mia"),
         lambda: store.fork("airline/mia", name="airline/twin"),
-        lambda: agent.state_at(),
-        lambda: agent.verify(),
+        agent.state_at,
+        agent.verify,
         lambda: agent.recall("x"),
         lambda: agent.restore("policy"),
         lambda: agent.checkpoint("policy", 2),
@@ -159,7 +159,7 @@ async def test_the_list_of_agents_says_where_each_stands(store):
     ids=lambda name: ascii(name)[:20],
 )  # fmt: skip
 async def test_hostile_names_are_refused_everywhere(store, name):
-    """A name that is not namespace/name in safe characters is refused by every call, with a reason."""
+    """A name that is not namespace/name in safe characters is refused by every call."""
     await store.emit("airline/mia", "note")
     for use in (
         lambda: store.agent(name),

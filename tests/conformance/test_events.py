@@ -68,7 +68,7 @@ async def test_concurrent_emits_keep_the_order_of_their_calls(store):
 
 @pytest.mark.parametrize("value", JSON_VALUES, ids=lambda value: ascii(value)[:30])
 async def test_every_json_value_survives_exactly(place, value):
-    """What is read back, also by another connection, equals what was given: value, type and sign."""
+    """What is read back, also elsewhere too, equals what was given: value, type and sign."""
     store = await place.connect()
     agent = await store.agent("airline/mia")
     answer = await agent.emit("note", value)
@@ -202,7 +202,7 @@ async def test_expected_sequence_zero_means_the_first_event(store):
 
 
 async def test_events_of_a_part(store):
-    """first and last choose by sequence, both included; beyond the end there is nothing."""
+    """First and last choose by sequence, both included; beyond the end there is nothing."""
     agent = await store.agent("airline/mia")
     await agent.emit_many([("note", i) for i in range(1, 11)])
 
@@ -219,7 +219,7 @@ async def test_events_of_a_part(store):
 
 
 async def test_events_of_types(store):
-    """types are exact names, or end with a dot and a star for all that start so."""
+    """Types are exact names, or end with a dot and a star for all that start so."""
     agent = await store.agent("airline/mia")
     kinds = ["tool.called", "tool.executed", "toolbox.opened", "tool", "note", "tool.executed.late"]
     for kind in kinds:
@@ -237,7 +237,7 @@ async def test_events_of_types(store):
 
 
 async def test_events_of_a_time(store):
-    """since is included, until is not, whatever the order of the times and their zones."""
+    """Since is included, until is not, whatever the order of the times and their zones."""
     agent = await store.agent("airline/mia")
     for minute in (0, 2, 1, 2, 3):
         await agent.emit("note", minute, time=NOON + dt.timedelta(minutes=minute))

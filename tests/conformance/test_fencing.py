@@ -10,7 +10,7 @@ import perdure
 
 
 async def test_the_later_opener_wins(store):
-    """The newest handle of an agent writes; the earlier one's next write raises, and writes nothing."""
+    """The newest handle of an agent writes; the earlier one's next write raises."""
     earlier = await store.agent("airline/mia")
     await earlier.emit("note", 1)
     later = await store.agent("airline/mia")
@@ -125,9 +125,7 @@ async def test_contributions_mix_with_an_opened_agent(place):
         return [await owner.emit("decision.made", {"own": i}) for i in range(30)]
 
     async def contributed():
-        return [
-            await other.emit("airline/mia", "decision.made", {"other": i}) for i in range(30)
-        ]
+        return [await other.emit("airline/mia", "decision.made", {"other": i}) for i in range(30)]
 
     mine, theirs = await asyncio.gather(own(), contributed())
     recorded = [event async for event in owner.events()]

@@ -4,9 +4,9 @@ import asyncio
 import datetime as dt
 
 import pytest
+from tests.conformance import reference
 
 import perdure
-from tests.conformance import reference
 
 NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
 
@@ -220,7 +220,11 @@ async def test_undo_into_the_parents_part_of_a_fork(mia):
 
 async def test_undo_needs_a_point_that_is_there(mia):
     """Going back to the future or to no sequence is refused, and records nothing."""
-    for wrong, error in [(7, perdure.NotFound), (-1, perdure.InvalidData), ("2", perdure.InvalidData)]:
+    for wrong, error in [
+        (7, perdure.NotFound),
+        (-1, perdure.InvalidData),
+        ("2", perdure.InvalidData),
+    ]:
         with pytest.raises(error):
             await mia.revert(to=wrong)
     assert await mia.sequence() == 6
@@ -235,7 +239,7 @@ async def test_undo_and_fork_are_not_for_emitting(mia):
 
 
 async def test_undo_lists_the_outside_effects_it_cannot_take_back(store):
-    """revert gives the undone tool calls and answers, each once, and none that stays."""
+    """Revert gives the undone tool calls and answers, each once, and none that stays."""
     agent = await store.agent("airline/mia")
     await agent.emit("tool.called", {"id": "0", "name": "kept"})
     await agent.emit("decision.made", 2)
@@ -322,7 +326,7 @@ async def test_an_undo_is_one_cut(busy):
 
 
 async def test_a_fork_is_one_cut(busy):
-    """A fork has state, records, memory and object checkpoints of its point, and shares no later one."""
+    """A fork has state, records, memory and objects of its point, and shares no later one."""
     agent, cut = busy
     twin = await agent.fork(at=cut, name="airline/twin")
     assert await one_cut(twin) == BEFORE

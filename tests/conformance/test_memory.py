@@ -78,7 +78,7 @@ async def test_memory_as_of_a_past_sequence(store):
 
 
 async def test_filters(store):
-    """source, time and any field of context or metadata narrow what is found, alone and together."""
+    """source, time and any field of context or metadata narrow what is found, also together."""
     agent = await store.agent("airline/mia")
     for number in range(6):
         await agent.remember(
@@ -105,7 +105,7 @@ async def test_filters(store):
 
 
 async def test_k(store):
-    """k limits what is found; a wrong k, or an empty query, is refused."""
+    """K limits what is found; a wrong k, or an empty query, is refused."""
     agent = await store.agent("airline/mia")
     for number in range(8):
         await agent.remember(f"fact {number}")
@@ -129,7 +129,9 @@ async def test_wrong_texts_are_refused(store, text):
     assert await agent.sequence() == 0
 
 
-@pytest.mark.parametrize("query", ['"', "a AND", "NEAR(", "*", "x:y", "'; --", "日本", "\x00", "()"])
+@pytest.mark.parametrize(
+    "query", ['"', "a AND", "NEAR(", "*", "x:y", "'; --", "日本", "\x00", "()"]
+)
 async def test_any_text_is_a_query(store, query):
     """No query is an error for what stands in it, and a memory can be any text too."""
     agent = await store.agent("airline/mia")
@@ -150,7 +152,7 @@ async def test_agents_do_not_share_memories(store):
 
 
 async def test_undo_and_fork_cover_memory(store):
-    """An undone memory is not recalled, an undone forgetting is; a fork has its parent's till then."""
+    """Undone memories are not recalled, undone forgettings are; a fork has its parent's."""
     agent = await store.agent("airline/mia")
     one = await agent.remember("fact one")
     await agent.forget(one)

@@ -4,11 +4,11 @@ import dataclasses
 
 import msgspec
 import pytest
+from tests.conformance.places import backend
 
 import perdure
 from perdure.model.projection import Projections
 from perdure.ports import SavedState
-from tests.conformance.places import backend
 
 
 async def spent_by(place, projections):
@@ -126,7 +126,7 @@ async def test_a_changed_projection_never_reads_a_stale_checkpoint(place, change
 
 
 async def test_a_failing_function_names_the_event(place):
-    """What a function raises comes out as an error that names projection and event; others go on."""
+    """What a function raises comes out as an error that names projection and event."""
     projections = Projections()
 
     @projections.projection("broken")

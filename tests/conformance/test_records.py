@@ -111,7 +111,7 @@ async def test_a_counter_of_many_tasks_loses_no_count(store):
 
 
 async def test_find_by_field(store):
-    """find gives the records whose fields have the values, nested ones by a dotted name."""
+    """Find gives the records whose fields have the values, nested ones by a dotted name."""
     agent = await store.agent("airline/mia")
     await agent.records.put("b", {"tier": "gold", "home": {"city": "Rome"}})
     await agent.records.put("a", {"tier": "gold", "home": {"city": "Oslo"}})
@@ -128,7 +128,7 @@ async def test_find_by_field(store):
 
 
 async def test_history_of_a_record(store):
-    """history gives every version of a record, deleted and undone ones too, oldest first."""
+    """History gives every version of a record, deleted and undone ones too, oldest first."""
     agent = await store.agent("airline/mia")
     await agent.records.put("x", 1)
     await agent.records.put("y", "other")

@@ -1,13 +1,14 @@
-"""Automatic state checkpoints: opening is a checkpoint and a short tail at any length of history."""
+"""Automatic state checkpoints: opening reads one and a short tail at any length of history."""
 
 import dataclasses
 import math
 
+from tests.conformance import reference
+from tests.conformance.places import backend
+
 import perdure
 from perdure.model.projection import DEFAULT
 from perdure.model.timeline import Span
-from tests.conformance import reference
-from tests.conformance.places import backend
 
 
 class CountingEvents:
@@ -106,7 +107,7 @@ async def test_few_states_are_kept(place):
 
 
 async def test_saving_is_never_quadratic(place):
-    """With a state that grows with every event, all saving together is a few times its last size."""
+    """With a state that grows with every event, all saves together are a few times its size."""
     store, _, states = counted(await place.connect())
     await grow(
         store,
@@ -121,7 +122,7 @@ async def test_saving_is_never_quadratic(place):
 
 
 async def test_past_states_of_a_long_history(place):
-    """Any past state of a long history equals the plain fold, whichever checkpoint it starts from."""
+    """Any past state of a long history equals the plain fold, wherever it starts from."""
     store = await place.connect()
     await grow(store, "airline/mia", 3_000, "record.put", record)
     view = store.view("airline/mia")
@@ -158,5 +159,3 @@ async def test_states_saved_at_every_step_agree_with_the_fold(place, monkeypatch
             assert reference.plain(await handle.state_at(at)) == expected[at]
         assert reference.plain((await store.agent(handle.name)).state) == expected[-1]
         assert (await handle.verify()).sound
-
-

@@ -4,46 +4,47 @@ import datetime as dt
 import random
 
 import pytest
-
-import perdure
 from tests.conformance import reference
 
+import perdure
+
 NOON = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
+
+
+def some_event(chance, i):
+    """An event of any type that changes a state, or of one that changes none."""
+    kinds = {
+        "message.added": {"role": "user", "content": f"hello {i}"},
+        "plan.generated": {"steps": [i, i + 1]},
+        "decision.made": {"choice": i},
+        "tool.called": {"id": f"c{i}", "name": "book", "arguments": {}},
+        "tool.executed": {"id": f"c{i}", "name": "book", "result": i},
+        "tool.failed": {"id": f"c{i}", "name": "book", "error": "no"},
+        "task.started": {"task": f"t{chance.randrange(3)}"},
+        "task.finished": {"task": f"t{chance.randrange(3)}"},
+        "task.failed": {"task": f"t{chance.randrange(3)}"},
+        "custom.thing": [i],
+    }
+    return chance.choice(list(kinds.items()))
 
 
 async def live(agent, seed, count):
     """Have an agent do a bit of everything; the randomness is the seed's."""
     chance = random.Random(seed)
-    memories = []
     for i in range(count):
-        match chance.randrange(13):
-            case 0 | 1:
-                await agent.emit("message.added", {"role": "user", "content": f"hello {i}"})
-            case 2:
-                await agent.emit("plan.generated", {"steps": [i, i + 1]})
-            case 3:
-                await agent.emit("decision.made", {"choice": i})
-            case 4:
-                await agent.emit("tool.called", {"id": f"c{i}", "name": "book", "arguments": {}})
-            case 5:
-                await agent.emit("tool.executed", {"id": f"c{i}", "name": "book", "result": i})
-            case 6:
-                await agent.emit("tool.failed", {"id": f"c{i}", "name": "book", "error": "no"})
-            case 7:
-                kind = chance.choice(["task.started", "task.finished", "task.failed"])
-                await agent.emit(kind, {"task": f"t{chance.randrange(3)}"})
-            case 8:
+        match chance.randrange(15):
+            case 0:
                 await agent.records.put(f"r{chance.randrange(4)}", {"i": i})
-            case 9:
+            case 1:
                 await agent.records.delete(f"r{chance.randrange(4)}")
-            case 10:
-                memories.append((await agent.remember(f"fact {i}")).id)
-            case 11 if agent.state.memories.count:
+            case 2:
+                await agent.remember(f"fact {i}")
+            case 3 if agent.state.memories.count:
                 await agent.forget(chance.choice(list(agent.state.memories.ids)))
-            case 12:
+            case 4:
                 await agent.revert(to=chance.randrange(agent.state.sequence + 1))
             case _:
-                await agent.emit("custom.thing", [i])
+                await agent.emit(*some_event(chance, i))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -160,7 +161,7 @@ async def test_a_time_beyond_all_calendars_is_refused(store, text):
 
 
 async def test_diff_says_what_changed(store):
-    """diff names each path that changed between two points, in either direction, and no other."""
+    """Diff names each path that changed between two points, in either direction, and no other."""
     agent = await store.agent("airline/mia")
     await agent.records.put("profile", {"tier": "silver", "seats": ["1A"]})
     await agent.emit("plan.generated", ["look"], time=NOON + dt.timedelta(days=999))

@@ -20,10 +20,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.conformance import reference
 
 import perdure
 from perdure.model.upcast import Upcasters
-from tests.conformance import reference
 
 EXAMPLES = int(os.environ.get("CONFORMANCE_EXAMPLES", "120"))
 STEPS = 40
@@ -48,7 +48,7 @@ class Known:
 
 @dataclass
 class Model:
-    """What the store must hold of one agent. `parent_events` are shared with who it was forked from."""
+    """What the store must hold of one agent: all its events, and how many it shares."""
 
     name: str
     events: list[Known] = field(default_factory=list)
@@ -348,9 +348,7 @@ class Machine(RuleBasedStateMachine):
     def without(self, connection):
         """Forget the handles of a connection."""
         self.handles = {
-            name: handle
-            for name, handle in self.handles.items()
-            if handle.connection != connection
+            name: handle for name, handle in self.handles.items() if handle.connection != connection
         }
         self.fenced = [handle for handle in self.fenced if handle.connection != connection]
 
@@ -451,9 +449,7 @@ class Machine(RuleBasedStateMachine):
     @staticmethod
     def known(event):
         """A recorded event in the model's form."""
-        return Known(
-            event.subject, event.sequence, event.type, event.data, event.version, event.id
-        )
+        return Known(event.subject, event.sequence, event.type, event.data, event.version, event.id)
 
     @staticmethod
     async def listed(agent, **options):

@@ -1,4 +1,6 @@
-"""Old data loads: every event is read in the newest version that is known, or the error says why."""
+"""Old data loads: each event is read in the newest version that is known, or an error says why."""
+
+import contextlib
 
 import pytest
 
@@ -27,7 +29,7 @@ async def read(place, upcasters, **options):
 
 
 async def test_a_chain_of_upcasters_lifts_old_events(place):
-    """Data written before any upcaster was registered is read in the newest version, step by step."""
+    """Data written before any upcaster was registered is read in the newest version."""
     store = await place.connect(upcasters=Upcasters())
     await store.emit("shop/ann", "order.placed", {"n": 1})
     await store.close()
@@ -62,7 +64,7 @@ async def test_a_missing_upcaster_names_type_and_versions(place):
     store = await place.connect(upcasters=Upcasters())
     await store.emit("shop/ann", "order.placed", {"n": 1})
     await store.close()
-    with pytest.raises(perdure.MissingUpcaster, match="order.placed") as caught:
+    with pytest.raises(perdure.MissingUpcaster, match=r"order\.placed") as caught:
         await read(place, lifting((2, 3)))
     assert "version 1" in caught.value.message
     assert "to 3" in caught.value.message
@@ -145,14 +147,41 @@ async def test_a_new_upcaster_never_meets_a_stale_checkpoint(place, monkeypatch)
     assert (await agent.verify()).sound
 
 
+async def test_a_state_that_cannot_be_folded_says_so_every_time(place):
+    """An event whose upcaster fails is never left out of the state silently, now or later."""
+    upcasters = Upcasters()
+
+    @upcasters.upcaster("order.placed", 1, 2)
+    def broken(data):
+        raise KeyError("price")
+
+    agent = await (await place.connect(upcasters=upcasters)).agent("shop/ann")
+    await agent.emit("decision.made", 1)
+    with contextlib.suppress(perdure.ProjectionFailed):
+        await agent.emit("order.placed", {"n": 1}, version=1)
+    for _ in range(3):
+        with contextlib.suppress(perdure.ProjectionFailed):
+            await agent.emit("decision.made", 2)
+        # Either the state of a time before the event, or an error.
+        with contextlib.suppress(perdure.ProjectionFailed):
+            assert agent.state.sequence == 1
+    with pytest.raises(perdure.ProjectionFailed):
+        await agent.state_at()
+
+
 async def test_emitting_a_version_that_this_code_cannot_read_is_refused(place):
     """A write that its own writer could not read back is refused before it is recorded."""
     agent = await (await place.connect()).agent("shop/ann")
-    with pytest.raises(perdure.PerdureError):
+    with pytest.raises(perdure.InvalidData, match=r"version 7 of message\.added"):
         await agent.emit("message.added", {"role": "user", "content": "hi"}, version=7)
     assert await agent.sequence() == 0
     await agent.emit("message.added", {"role": "user", "content": "hi"})
     assert len(agent.state.messages) == 1
+    store = await place.connect(upcasters=lifting((2, 3)))
+    for version in (1, 4):
+        with pytest.raises(perdure.InvalidData, match=rf"version {version} of order\.placed"):
+            await store.emit("shop/ann", "order.placed", {"n": 1}, version=version)
+    assert (await store.emit("shop/ann", "order.placed", {"n": 1}, version=2)).version == 2
 
 
 async def test_wrong_steps_are_refused():

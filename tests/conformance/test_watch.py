@@ -144,7 +144,7 @@ async def test_watching_a_projection_of_ones_own(place):
 
 
 async def test_watching_what_is_not_there(store):
-    """A watch of no agent, from a sequence that is not there yet, or of no projection, is an error."""
+    """A watch of no agent, of no projection, or from a sequence to come is an error."""
     agent = await store.agent("airline/mia")
     await agent.emit("note")
     for changes in (
