@@ -27,6 +27,10 @@ EVENT_BYTES_MAX: Final = 1_000_000
 """The most bytes of JSON in one event's data: what Kafka's brokers take by default, less the rest
 of the record, so that an agent that fits one machine fits the cluster."""
 
+NUMBER_MAX: Final = 2**53 - 1
+"""The largest sequence or version a caller may give: the last one that every reader of JSON holds
+exactly (RFC 8259, section 6), with room above it for a writer to count on in 64 bits."""
+
 SEQUENCE_DIGITS: Final = 20
 """Width of the zero-padded `sequence` on the wire: CloudEvents orders the attribute as text."""
 
@@ -321,6 +325,11 @@ def checked_sequence(what: str, value: object, *, least: int = 0) -> int:
         raise InvalidData(
             f"{what} is {value!r}, of type {type(value).__name__}, not a sequence",
             hint=f"give a whole number from {least} on",
+        )
+    if value > NUMBER_MAX:
+        raise InvalidData(
+            f"{what} has {value.bit_length()} bits: it is larger than any store can hold",
+            hint=f"give a whole number up to {NUMBER_MAX}",
         )
     return value
 
