@@ -52,9 +52,7 @@ def test_every_event_of_a_real_run_can_be_recorded(number: int) -> None:
     events = run_events(run)
     assert f"{source['task_id']}.{source['trial']}" == run.name
     assert source["messages"] == messages_of(events)
-    assert source["instruction"] == fact(events[0], "title")
-    assert (events[0].type, events[-1].type) == ("task.started", "task.finished")
-    assert source["reward"] == fact(events[-1], "reward")
+    assert {event.type for event in events} <= {"message.added", "tool.called", "tool.executed"}
     called = [fact(event, "id") for event in events if event.type == "tool.called"]
     executed = [fact(event, "id") for event in events if event.type == "tool.executed"]
     assert called == executed

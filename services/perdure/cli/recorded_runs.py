@@ -46,8 +46,13 @@ async def add(store: Store, agent: str, events: Sequence[NewEvent]) -> Added:
 
 
 async def _add(store: Store, agent: str, events: Sequence[NewEvent]) -> Added:
-    body, ends = _numbered(agent, events)
-    missing, sequence = await _missing(store.view(agent), body, ends)
+    writer = f"import:{agent}"
+    numbered = [
+        msgspec.structs.replace(event, writer=writer, writer_sequence=number)
+        for number, event in enumerate(events, 1)
+    ]
+    known, sequence = await _known(store.view(agent), writer, numbered)
+    missing = numbered[known:]
     for first in range(0, len(missing), EVENTS_AT_ONCE):
         some = missing[first : first + EVENTS_AT_ONCE]
         # Expected: two imports at the same time must not add the same, or mix.
@@ -56,60 +61,26 @@ async def _add(store: Store, agent: str, events: Sequence[NewEvent]) -> Added:
     return Added(len(missing), len(events) - len(missing))
 
 
-def _numbered(agent: str, events: Sequence[NewEvent]) -> tuple[list[NewEvent], list[NewEvent]]:
-    """The run's events with writer and sequence, and apart from them the one that ends its task.
-
-    The end has a writer of its own, which counts the events before it: a longer version of the run
-    has other events at its place, and another end.
-    """
-    writer = f"import:{agent}"
-    ends = [event for event in events[-1:] if event.type == "task.finished"]
-    body = events[: len(events) - len(ends)]
-    return (
-        [
-            msgspec.structs.replace(event, writer=writer, writer_sequence=number)
-            for number, event in enumerate(body, 1)
-        ],
-        [
-            msgspec.structs.replace(
-                event, writer=f"{writer}:end", writer_sequence=max(1, len(body))
-            )
-            for event in ends
-        ],
-    )
-
-
-async def _missing(
-    view: AgentView, body: Sequence[NewEvent], ends: Sequence[NewEvent]
-) -> tuple[list[NewEvent], int]:
-    """Which events of a run are not there yet, and the agent's last sequence."""
+async def _known(view: AgentView, writer: str, events: Sequence[NewEvent]) -> tuple[int, int]:
+    """How many events of a run are there already, and the agent's last sequence."""
     try:
         last = await view.sequence()
     except NotFound:
         last = 0
     if last == 0:
-        return [*body, *ends], 0
-    writer = f"import:{view.name}"
-    known, ended = 0, False
+        return 0, 0
+    known = 0
     async for event in view.events(last=last, lift=False):
         if event.writer == writer:
-            if known < len(body) and not _same(event, body[known]):
+            if known < len(events) and not _same(event, events[known]):
                 raise _other_run(view.name, event)
             known += 1
-        elif event.writer == f"{writer}:end":
-            for end in ends:
-                if event.writer_sequence == end.writer_sequence:
-                    if not _same(event, end):
-                        raise _other_run(view.name, event)
-                    ended = True
     if known == 0:
         raise AgentExists(
             f"agent {view.name} is there already, and was not imported",
             hint="choose another --namespace",
         )
-    if known > len(body):
-        return [], last  # What is there is a longer version of the run.
-    return [*body[known:], *([] if ended else ends)], last
+    return known, last
 
 
 def _same(recorded: Event, event: NewEvent) -> bool:

@@ -94,9 +94,8 @@ def run_events(run: Run) -> list[NewEvent]:
     Each message is a `message.added` whose data is the message. Each tool call of an assistant
     follows its message as `tool.called` (`arguments` parsed where they are a JSON object, as they
     came otherwise), each answer of a tool as `tool.executed` (`name` from the call where the
-    answer has none). A call that names no function is in its message alone. A run with a task id
-    is wrapped into `task.started` (`title`: the instruction) and `task.finished` (`reward`), and
-    all its events carry the task as `correlationid`.
+    answer has none). A call that names no function is in its message alone. All events of a run
+    with a task id carry it as `correlationid`.
 
     >>> run = parse_run(b'{"messages": [{"role": "user", "content": "Hi"}]}', 1)
     >>> [event.type for event in run_events(run)]
@@ -107,11 +106,6 @@ def run_events(run: Run) -> list[NewEvent]:
     def happened(event_type: str, data: JSON) -> None:
         events.append(NewEvent(type=event_type, data=data, correlation_id=run.task))
 
-    if run.task is not None:
-        started: dict[str, JSON] = {"task": run.task}
-        if isinstance(title := run.attributes.get("instruction"), str):
-            started["title"] = title
-        happened("task.started", started)
     called: dict[str, str] = {}  # tool call id -> name; a repeated id means its newest call
     for message in run.messages:
         happened("message.added", message)
@@ -121,11 +115,6 @@ def run_events(run: Run) -> list[NewEvent]:
                 called[identifier] = str(call["name"])
         if message["role"] == "tool":
             happened("tool.executed", _answer(message, called))
-    if run.task is not None:
-        finished: dict[str, JSON] = {"task": run.task}
-        if "reward" in run.attributes:
-            finished["reward"] = run.attributes["reward"]
-        happened("task.finished", finished)
     return events
 
 

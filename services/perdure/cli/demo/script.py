@@ -78,15 +78,21 @@ def agent_of(run: Run) -> str:
 def turns(run: Run) -> list[Turn]:
     """A run as the turns of an agent, one for each message.
 
-    Beside what the recording says, the agent remembers what its customer tells it and the profile
-    that it looks up, and keeps the profile and the status of its case as records.
+    Beside what the recording says, the agent takes the run as a task, remembers what its customer
+    tells it and the profile that it looks up, and keeps the profile and the status of its case as
+    records.
 
     >>> first, *_ = turns(shipped_runs(1)[0])
     >>> [event.type for event in first.events], first.events[0].id
     (['task.started', 'record.put', 'message.added'], '0.0/0.0')
     """
     grouped: list[list[NewEvent]] = [[]]
-    for event in run_events(run):
+    task: dict[str, JSON] = {"task": run.task}
+    started = NewEvent(
+        type="task.started", data={**task, "title": run.attributes.get("instruction")}
+    )
+    finished = NewEvent(type="task.finished", data={**task, "reward": run.attributes.get("reward")})
+    for event in [started, *run_events(run), finished]:
         if event.type == "message.added" and any(
             other.type == "message.added" for other in grouped[-1]
         ):
