@@ -5,6 +5,7 @@ imports perdure once and forks whenever it is asked. Each child has a pipe to re
 value a line; the pipe ends when the child is dead.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -57,11 +58,24 @@ class Child:
         os.kill(self.pid, signal.SIGKILL)
         return list(self.reports())
 
+    def close(self) -> None:
+        """Let go of it: kill it if it still lives."""
+        if self._pipe.closed:
+            return
+        os.set_blocking(self._pipe.fileno(), False)
+        with self._pipe, contextlib.suppress(ProcessLookupError):
+            try:
+                while os.read(self._pipe.fileno(), 65536):
+                    pass  # what it reported, and nobody asked for
+            except BlockingIOError:
+                os.kill(self.pid, signal.SIGKILL)
+
 
 class Forks:
     """The server's other end."""
 
     def __init__(self) -> None:
+        self._children: list[Child] = []
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self._server = subprocess.Popen(
@@ -87,7 +101,14 @@ class Forks:
         answer = self._socket.recv(64)
         if not answer:
             raise AssertionError("the server of forked processes is dead")
-        return Child(int(answer), reading)
+        child = Child(int(answer), reading)
+        self._children.append(child)
+        return child
+
+    def clear(self) -> None:
+        """Let go of all children."""
+        while self._children:
+            self._children.pop().close()
 
     def close(self) -> None:
         """End the server."""

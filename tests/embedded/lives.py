@@ -1,20 +1,24 @@
-"""What the forked processes do until they are killed. Each reports what it tries and what it got."""
+"""What the forked processes do until they are killed; each reports what it tries and gets."""
 
 import asyncio
+import io
 import os
 import random
 import resource
 import signal
 import sqlite3
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.embedded.judge import token_of
+
 import perdure
 from perdure import NewEvent
+from perdure.cli.main import main
 from perdure.embedded import database
-
-from tests.embedded.judge import token_of
 
 Report = Callable[..., None]
 
@@ -34,7 +38,7 @@ def work(
     asyncio.run(_work(report, folder, agent, life, random.Random(seed), again))
 
 
-async def _work(
+async def _work(  # noqa: C901, PLR0915 - a case for each kind of write, one after the other
     report: Report, folder: str, name: str, life: str, rng: random.Random, again: list[str]
 ) -> None:
     async with perdure.connect(folder) as store:
@@ -199,7 +203,7 @@ def fill(report: Report, folder: str, agent: str, file_bytes_max: int) -> None:
 
 
 def hold(report: Report, folder: str, seconds: float = 60.0) -> None:
-    """Take the write lock of the store's file, with a change half made, and keep it until killed."""
+    """Take the write lock of the store's file, half make a change, and stay so until killed."""
     connection = sqlite3.connect(Path(folder) / "perdure.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("UPDATE agents SET epoch = epoch + 1000")
@@ -228,9 +232,55 @@ def _die_at_step(steps: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    def connected(path: Path, busy_seconds: float) -> sqlite3.Connection:
-        connection = connect(path, busy_seconds)
+    def connected(path: Path, busy_seconds: float, *, writable: bool = True) -> sqlite3.Connection:
+        connection = connect(path, busy_seconds, writable=writable)
         connection.set_progress_handler(step, 1)
         return connection
 
     database._connect = connected
+
+
+def lock(report: Report, path: str) -> None:
+    """Take the write lock of a SQLite file before it is a store, and keep it until killed."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    connection.execute("CREATE TABLE half (made)")
+    report("held")
+    signal.alarm(60)
+    signal.pause()
+
+
+def bring_in(report: Report, file: str, folder: str, die_at_step: int) -> None:
+    """`perdure import`, killed somewhere in its middle, or not at all at step 0."""
+    if die_at_step:
+        _die_at_step(die_at_step)
+    sys.stdout = sys.stderr = io.StringIO()
+    report("done", main(["import", file, "--namespace", "runs", "--store", folder]))
+
+
+def interrupted(report: Report, folder: str, agent: str, *, alone: bool) -> None:
+    """A script that emits until somebody presses Ctrl-C, with and without `await`."""
+
+    def script() -> None:
+        with perdure.connect_sync(folder) as store:
+            opened = store.agent(agent)
+            report("open")
+            while True:
+                report("ack", opened.emit("note", {"n": 1}).sequence)
+
+    async def program() -> None:
+        async with perdure.connect(folder) as store:
+            opened = await store.agent(agent)
+            report("open")
+            while True:
+                events = await asyncio.gather(*[opened.emit("note", {"n": 1}) for _ in range(9)])
+                report("ack", events[-1].sequence)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        if alone:
+            script()
+        else:
+            asyncio.run(program())
+    except KeyboardInterrupt:
+        report("interrupted", threading.active_count())

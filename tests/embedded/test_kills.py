@@ -4,12 +4,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from tests.embedded.forks import Forks, seeded, spin
+from tests.embedded.judge import Journal
 
 import perdure
 from perdure import Event, Verification
-from tests.embedded.forks import Forks, seeded, spin
-from tests.embedded.judge import Journal
 
 AGENT = "kills/one"
 
@@ -60,9 +61,9 @@ async def test_a_killed_writer_loses_doubles_and_reorders_nothing(forks, tmp_pat
     folder = tmp_path / "store"
     for life in range(40):
         run_and_kill(forks, rng, folder, str(life), journal)
-        if rng.random() < 0.5:  # else the next writer is the first to open what was left
-            if journal.acknowledged:
-                await judge(journal, folder)
+        # In half of the cases the next writer is the first to open what was left.
+        if rng.random() < 0.5 and journal.acknowledged:
+            await judge(journal, folder)
     events = await judge(journal, folder)
     assert len(events) > 25
     async with perdure.connect(folder) as store:
@@ -93,8 +94,7 @@ async def test_a_writer_killed_inside_a_statement_leaves_nothing_half_done(forks
 
 
 async def test_two_writers_killed_on_one_folder_disturb_nobody(forks, tmp_path):
-    """Two processes on one folder are killed at any time: each agent, and the one both write to,
-    has all that was acknowledged, once and in order."""
+    """Of two owners and a guest killed on one folder, each has all that it was answered, once."""
     rng = seeded("two writers")
     folder = tmp_path / "store"
     names = ["kills/one", "kills/two"]
@@ -175,3 +175,42 @@ async def test_a_process_killed_while_it_closes_loses_nothing(forks, tmp_path):
             await judge(journal, tmp_path)
     events = await judge(journal, tmp_path)
     assert 12 * 20 == len(events) == len(journal.acknowledged)
+
+
+async def test_a_killed_import_goes_on_where_it_was(forks, tmp_path):
+    """An import that was killed anywhere and done again gives what it gives without the kills."""
+    rng = seeded("import")
+    runs = [
+        {
+            "task_id": task,
+            "trial": 0,
+            "messages": [
+                {"role": rng.choice(["user", "assistant"]), "content": f"{task} {n} " * 30}
+                for n in range(40)
+            ],
+        }
+        for task in range(12)
+    ]
+    file = tmp_path / "runs.jsonl"
+    file.write_bytes(b"\n".join(msgspec.json.encode(run) for run in runs) + b"\n")
+    folders = {name: tmp_path / name for name in ("killed", "whole")}
+    for _ in range(10):
+        steps = rng.randrange(500, 9000)
+        child = forks.start(
+            "bring_in", file=str(file), folder=str(folders["killed"]), die_at_step=steps
+        )
+        assert [report for report in child.reports() if report[0] == "error"] == []
+    found = {}
+    for name, folder in folders.items():
+        child = forks.start("bring_in", file=str(file), folder=str(folder), die_at_step=0)
+        assert child.until("done") == ["done", 0]
+        async with perdure.connect(folder) as store:
+            found[name] = {}
+            for run in runs:
+                view = store.view(f"runs/{run['task_id']}.0")
+                assert run["messages"] == (await view.state_at()).messages
+                assert (await view.verify()).sound
+                found[name][view.name] = [
+                    (event.sequence, event.type, event.data) async for event in view.events()
+                ]
+    assert found["whole"] == found["killed"]

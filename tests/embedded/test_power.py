@@ -1,8 +1,8 @@
 """Power loss: what was synced is there, what was under way is gone, nothing is half there.
 
-What the disk holds after a power loss is imitated on copies: the write-ahead log (WAL) ends somewhere,
-or goes on with whatever the disk held there before. SQLite calls the WAL synced when an emit returns,
-so all of it up to there has to count.
+What the disk holds after a power loss is imitated on copies: the write-ahead log (WAL) ends
+somewhere, or goes on with whatever the disk held there before. SQLite calls the WAL synced when an
+emit returns, so all of it up to there has to count.
 """
 
 import random
@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.embedded.forks import seeded, spin
 
 import perdure
 from perdure.embedded.folder import DATABASE
-from tests.embedded.forks import seeded, spin
 
 AGENT = "power/one"
 
@@ -33,9 +33,9 @@ def _nothing(_rng: random.Random, _length: int) -> bytes:
 async def _written_and_killed(forks, rng, folder: Path) -> dict[int, int]:
     """A store whose writer was killed; for each answered sequence the bytes of the WAL by then."""
     async with perdure.connect(folder) as store:  # what is in the database itself, and synced
-        async with await store.agent(AGENT) as agent:
-            for token in range(30):
-                await agent.emit("note", {"token": str(token)})
+        agent = await store.agent(AGENT)
+        for token in range(30):
+            await agent.emit("note", {"token": str(token)})
     child = forks.start("measured", folder=str(folder), agent=AGENT, seed=rng.randrange(1 << 32))
     reports = [child.until("ack") for _ in range(60)]
     spin(rng.random() * 0.002)

@@ -411,9 +411,7 @@ def translate(error: sqlite3.Error | UnicodeDecodeError, path: Path) -> PerdureE
     >>> translate(sqlite3.DatabaseError("file is not a database"), Path("x.db")).hint
     'see `perdure doctor`; the file was not changed'
     """
-    if isinstance(error, UnicodeDecodeError):
-        return Corrupt(f"{path} is damaged: {error}", hint=_LOOK)
-    code = _code(error)
+    code = sqlite3.SQLITE_CORRUPT if isinstance(error, UnicodeDecodeError) else _code(error)
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(
             f"no space is left for {path}",
