@@ -41,7 +41,12 @@ def event_schema() -> dict[str, Any]:
             "source": {**_TEXT, "description": "URI reference; /namespace/name by default"},
             "type": {**_TEXT, "maxLength": TYPE_CHARS_MAX},
             "subject": {**_TEXT, "description": "the agent, namespace/name"},
-            "time": {"type": "string", "format": "date-time"},
+            "time": {
+                "type": "string",
+                "format": "date-time",
+                "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}([.][0-9]{1,6})?Z$",
+                "description": "RFC 3339, in UTC",
+            },
             "datacontenttype": {"const": "application/json"},
             "dataschema": {
                 "type": "string",
