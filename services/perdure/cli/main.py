@@ -148,7 +148,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except PerdureError as problem:
         output.error(problem)
         return FAILED
-    except BrokenPipeError:
+    except (output.ReaderGoneError, BrokenPipeError):
         # Python flushes standard output once more at its end, and would complain.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

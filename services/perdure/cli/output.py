@@ -95,15 +95,25 @@ def to_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+class ReaderGoneError(Exception):
+    """Whoever read standard output has stopped reading: nothing more is to be done."""
+
+
 def line(text: str = "") -> None:
-    """Print a line of data."""
-    print(text)
+    """Print a line of data.
+
+    Raises:
+        ReaderGoneError: nobody reads it any more.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+    except BrokenPipeError as error:
+        raise ReaderGoneError from error
 
 
 def json_bytes(data: bytes) -> None:
     """Print JSON that is encoded already, as one line."""
-    sys.stdout.write(data.decode())
-    sys.stdout.write("\n")
+    line(data.decode())
 
 
 def json_value(value: object) -> None:

@@ -55,7 +55,6 @@ def state(
 
     With --json, the whole state as one document; equal states give equal bytes.
     """
-
     point = at or options.Point()
 
     async def work() -> None:

@@ -45,7 +45,6 @@ def fork(
     Nothing is copied, and the other agent is not disturbed. With --json, one document: agent,
     sequence (of the fork's first own event), parent and forked_at.
     """
-
     point = at or options.Point()
 
     async def work() -> None:

@@ -95,6 +95,8 @@ class _Examination:
         self.path = path / folder.DATABASE
         self.objects = path / folder.OBJECTS
         self.progress = progress
+        self.alone = False
+        """Whether it was read in the belief that no process has it open."""
         self.kind: Kind = "embedded"
         self.format: int | None = None
         self.sizes: dict[str, int] = {}
@@ -142,17 +144,30 @@ def examine(path: Path, progress: Progress = lambda _what: None) -> Diagnosis:
     ('missing', False, 'check --store and PERDURE_STORE; `perdure import` makes a store')
     """
     examination = _Examination(path.absolute(), progress)
+    _examine(examination)
+    if examination.alone and _wal(examination.path).exists():
+        # Somebody has opened it meanwhile, and may have changed the file under our eyes.
+        examination = _Examination(path.absolute(), progress)
+        _examine(examination)
+    return examination.result()
+
+
+def _examine(found: _Examination) -> None:
     try:
-        if _is_there(examination):
-            _look_at_place(examination)
-            _look_at_file(examination)
+        if _is_there(found):
+            _look_at_place(found)
+            _look_at_file(found)
     except OSError as error:
-        examination.is_not(
+        found.is_not(
             "unreadable",
-            f"{error.filename or examination.folder} can't be read: {error.strerror}",
+            f"{error.filename or found.folder} can't be read: {error.strerror}",
             "give this user the right to read the folder and what is in it",
         )
-    return examination.result()
+
+
+def _wal(path: Path) -> Path:
+    """The write-ahead log of a file: there while a process has it open, or after a crash."""
+    return path.with_name(f"{path.name}-wal")
 
 
 def _is_there(found: _Examination) -> bool:
@@ -192,7 +207,7 @@ def _is_there(found: _Examination) -> bool:
 def _look_at_place(found: _Examination) -> None:
     for name, path in (
         ("database", found.path),
-        ("wal", found.path.with_name(f"{folder.DATABASE}-wal")),
+        ("wal", _wal(found.path)),
     ):
         found.sizes[name] = path.stat().st_size if path.exists() else 0
     found.sizes["checkpoints"] = sum(
@@ -269,7 +284,7 @@ def _look_at_file(found: _Examination) -> None:
         )
         return
     try:
-        connection = _open(found.path)
+        connection = _open(found)
     except sqlite3.Error as error:
         _sqlite_failed(found, error)
         return
@@ -281,24 +296,20 @@ def _look_at_file(found: _Examination) -> None:
         connection.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """A connection for reading only.
+def _open(found: _Examination) -> sqlite3.Connection:
+    """A connection for reading only, which leaves no file behind.
 
-    In a folder that can't be written SQLite needs to be told that nobody changes the file
-    meanwhile (`immutable`): nobody can.
+    Where nobody has the file open, or nobody can write, SQLite is told that it doesn't change
+    (`immutable`): it needs to make no shared memory for others then.
     """
+    found.alone = not _wal(found.path).exists() or not os.access(found.folder, os.W_OK)
     connection = sqlite3.connect(
-        f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None, timeout=5
+        f"file:{quote(str(found.path))}?mode=ro{'&immutable=1' if found.alone else ''}",
+        uri=True,
+        isolation_level=None,
+        timeout=5,
     )
     try:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
-        connection.close()
-        if os.access(path.parent, os.W_OK):
-            raise
-        connection = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, isolation_level=None
-        )
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error:
         connection.close()
@@ -348,6 +359,15 @@ def _look_inside(found: _Examination, connection: sqlite3.Connection) -> None:
         )
     else:
         found.ok("format", f"version {version}")
+    if version == FORMAT_NEWEST and (odd := _odd_tables(connection)):
+        found.kind = "damaged"
+        found.problem(
+            "tables",
+            f"these are not as format {version} has them: {', '.join(odd)}",
+            "another program changed the file, or a perdure that was never released wrote it: "
+            "restore it from a backup",
+        )
+        return
     mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     if mode == "wal":
         found.ok("journal", "write-ahead log")
@@ -359,6 +379,28 @@ def _look_inside(found: _Examination, connection: sqlite3.Connection) -> None:
     found.progress("sizes of tables")
     found.tables |= dict(_table_sizes(connection))
     _look_at_objects(found, _referenced(found, connection))
+
+
+def _odd_tables(connection: sqlite3.Connection) -> list[str]:
+    """The tables that are missing, or have other columns than the newest format gives them."""
+    fresh = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        for migration in MIGRATIONS:
+            migration(fresh)
+        wanted, there = _columns(fresh), _columns(connection)
+    finally:
+        fresh.close()
+    return sorted(name for name, columns in wanted.items() if there.get(name) != columns)
+
+
+def _columns(connection: sqlite3.Connection) -> dict[str, list[str]]:
+    columns: dict[str, list[str]] = {}
+    for table, column in connection.execute(
+        "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c"
+        " WHERE t.type = 'table' ORDER BY t.name, c.cid"
+    ):
+        columns.setdefault(table, []).append(column)
+    return columns
 
 
 def _quick_check(found: _Examination, connection: sqlite3.Connection) -> bool:
