@@ -13,7 +13,7 @@ import datetime as dt
 import sqlite3
 import threading
 import zlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
 import uuid_utils
@@ -57,11 +57,6 @@ class _Stream:
         self.tail_bytes = 0
         self.tail_ids: dict[str, int] = {}
         self.fresh_writers: set[str] = set()
-
-    def note(self, event: Event) -> None:
-        """An event joins the tail."""
-        self.tail_ids[event.id] = event.sequence
-        self.fresh_writers.add(event.writer)
 
 
 class SqliteLog:
@@ -192,8 +187,6 @@ class SqliteLog:
         )
         if verdict.new:
             stream.head = verdict.head
-            for recorded in verdict.new:
-                stream.note(recorded.event)
             self._write(connection, stream, verdict.new)
         return verdict.outcomes
 
@@ -201,6 +194,8 @@ class SqliteLog:
         key = _row_id(connection, stream)
         pieces = _pieces(new, stream)
         size = sum([len(piece.body) for piece in pieces])
+        stream.tail_ids.update([(event.id, event.sequence) for event, _, _ in new])
+        stream.fresh_writers.update({event.writer for event, _, _ in new})
         if (
             size >= segments.SEAL_BYTES
             or stream.tail_rows + 1 >= segments.TAIL_ROWS_MAX
@@ -262,7 +257,10 @@ class SqliteLog:
             [(key, name, stream.head.writers[name]) for name in stream.fresh_writers],
         )
         stream.fresh_writers.clear()
-        stream.tail_ids = {name: at for name, at in stream.tail_ids.items() if at > sealed_to}
+        if plain:
+            stream.tail_ids = {name: at for name, at in stream.tail_ids.items() if at > sealed_to}
+        else:
+            stream.tail_ids = {}
         stream.tail_rows = len(plain)
         stream.tail_bytes = sum(len(segment.body) for segment in plain)
 
@@ -328,7 +326,8 @@ def _load(connection: sqlite3.Connection, agent: str) -> _Stream:
         raise segments.damaged(newest, agent, "its chain is cut")
     for segment in tail:
         for event in segments.events(segment, agent):
-            stream.note(event)
+            stream.tail_ids[event.id] = event.sequence
+            stream.fresh_writers.add(event.writer)
             if event.writer_sequence > writers.get(event.writer, 0):
                 writers[event.writer] = event.writer_sequence
     stream.tail_rows = len(tail)
@@ -350,17 +349,19 @@ def _row_id(connection: sqlite3.Connection, stream: _Stream) -> int:
     return stream.id
 
 
-def _pieces(new: Iterable[Recorded], stream: _Stream) -> list[Piece]:
+def _pieces(new: Sequence[Recorded], stream: _Stream) -> list[Piece]:
+    """What was recorded, cut where a segment is long enough."""
     pieces = []
-    time = None
-    latest = stream.time_max
-    for event, data, chain in new:
-        if event.time is not time:  # what is recorded together mostly has one and the same time
-            time = event.time
-            latest = max(latest, event_rows.microseconds(time))
-        crc = zlib.crc32(data).to_bytes(4, "little")
-        pieces.append(Piece(event.sequence, event.sequence, latest, chain, crc, data))
-    stream.time_max = latest
+    first, size = 0, 0
+    for index, recorded in enumerate(new, 1):
+        size += len(recorded.data)
+        if size >= segments.SEGMENT_BYTES or index == len(new):
+            part = new[first:index]
+            # What is recorded together mostly has one and the same time.
+            times = {event.time for event, _, _ in part}
+            stream.time_max = max(stream.time_max, *map(event_rows.microseconds, times))
+            pieces.append(segments.piece(part, stream.time_max))
+            first, size = index, 0
     return pieces
 
 

@@ -24,7 +24,7 @@ import zstandard
 
 from perdure.errors import Corrupt
 from perdure.model.event import Event, decode, decode_all, split_all
-from perdure.model.sequencing import CHAIN_BYTES
+from perdure.model.sequencing import CHAIN_BYTES, Recorded
 
 SEQUENCE_BITS: Final = 36
 """An agent's events: up to 68 billion; agents: up to 134 million. Together a row's 63-bit key."""
@@ -100,6 +100,19 @@ class Piece(NamedTuple):
     chain: bytes
     crcs: bytes
     body: bytes
+
+
+def piece(new: Sequence[Recorded], time_max: int) -> Piece:
+    """Events that were just recorded."""
+    bodies = [recorded.data for recorded in new]
+    return Piece(
+        new[0].event.sequence,
+        new[-1].event.sequence,
+        time_max,
+        new[-1].chain,
+        b"".join([zlib.crc32(body).to_bytes(4, "little") for body in bodies]),
+        b",".join(bodies),
+    )
 
 
 def piece_of(segment: Segment) -> Piece:

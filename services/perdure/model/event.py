@@ -7,7 +7,6 @@ Invariants:
   are what is stored, and what the hash chain runs over.
 """
 
-import copy
 import datetime as dt
 import math
 import operator
@@ -45,8 +44,8 @@ _TEXT_ATTRIBUTES: Final = (
     "traceparent",
     "key_id",
 )
-_texts_of = operator.attrgetter(*_TEXT_ATTRIBUTES)
-_NO_TEXTS: Final = (None,) * len(_TEXT_ATTRIBUTES)
+_attributes_of = operator.attrgetter("time", "version", "writer_sequence", *_TEXT_ATTRIBUTES)
+_NO_ATTRIBUTES: Final = (None,) * (3 + len(_TEXT_ATTRIBUTES))
 
 
 class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -347,10 +346,12 @@ def prepared(event: NewEvent) -> tuple[NewEvent, int]:
     """
     data, size = json_copy("data", event.data)
     names.event_type(event.type)
-    if _texts_of(event) != _NO_TEXTS:
-        for name, text in zip(_TEXT_ATTRIBUTES, _texts_of(event), strict=True):
-            if text is not None:
-                names.key(name, text)
+    if _attributes_of(event) == _NO_ATTRIBUTES:
+        return NewEvent(type=event.type, data=data), size
+    for name in _TEXT_ATTRIBUTES:
+        text = getattr(event, name)
+        if text is not None:
+            names.key(name, text)
     if event.version is not None:
         checked_sequence("version", event.version, least=1)
     if event.writer_sequence is not None:
@@ -360,8 +361,5 @@ def prepared(event: NewEvent) -> tuple[NewEvent, int]:
                 f"writer_sequence {event.writer_sequence} is given without a writer",
                 hint="give writer= too: the two together identify the event",
             )
-    new = copy.copy(event)
-    msgspec.structs.force_setattr(new, "data", data)
-    if event.time is not None:
-        msgspec.structs.force_setattr(new, "time", utc("time", event.time))
-    return new, size
+    time = None if event.time is None else utc("time", event.time)
+    return msgspec.structs.replace(event, data=data, time=time), size

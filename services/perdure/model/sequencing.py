@@ -160,6 +160,16 @@ class _Decision:
         Raises:
             Refused: see `decide`.
         """
+        for draft in append.events:
+            if not (draft.id is None and draft.writer is None and draft.writer_sequence is None):
+                break
+        else:  # Nothing is named that could be there already: most writes are such.
+            self._check(append)
+            last = self._writers.get(append.writer, 0)
+            return [
+                self._record(append, draft, append.writer, number)
+                for number, draft in enumerate(append.events, last + 1)
+            ]
         known = [self._known(append.agent, draft) for draft in append.events]
         if append.events and None not in known:
             return [event for event in known if event is not None]
