@@ -93,7 +93,7 @@ def state_schema() -> dict[str, Any]:
     }
 
 
-def _container(kind: Any) -> dict[str, Any]:
+def _container(kind: object) -> dict[str, Any]:
     origin, arguments = get_origin(kind) or kind, get_args(kind)
     inner: dict[str, Any] = {}
     if arguments and isinstance(arguments[0], type) and issubclass(arguments[0], msgspec.Struct):
