@@ -64,7 +64,8 @@ class SqliteEventTable:
                 events = events + part if events else part
                 sequence = min(segment.last, span.last) + 1
             yield Batch(events, size)
-            await asyncio.sleep(0)  # a long history leaves the event loop its turns
+            if sequence <= span.last:
+                await asyncio.sleep(0)  # a long history leaves the event loop its turns
 
     def _page(self, span: Span, sequence: int) -> tuple[list[Segment], int]:
         found = []

@@ -221,9 +221,7 @@ def events(segment: Segment, agent: str) -> list[Event]:
         if error.hint:
             raise
         raise damaged(segment, agent, error.message) from error
-    if len(found) != segment.last - segment.first + 1 or any(
-        event.sequence != sequence for sequence, event in enumerate(found, segment.first)
-    ):
+    if [event.sequence for event in found] != list(range(segment.first, segment.last + 1)):
         raise damaged(segment, agent, "its events are not the ones it should hold")
     return found
 
