@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import typer
 
 from perdure.agent.connect import folder_of
 from perdure.cli import options, output
-from perdure.embedded.doctor import Diagnosis, examine
+from perdure.embedded.doctor import Diagnosis, Versions, examine
 
 EXAMPLES = """\b
 Examples:
@@ -59,19 +60,23 @@ def _status() -> Iterator[Callable[[str], None]]:
         yield lambda what: status.update(f"looking at: {what}")
 
 
+def _listed(values: Versions) -> str:
+    return ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(values).items())
+
+
 def _show(found: Diagnosis) -> None:
     newest = f"newest known {found.format_newest}"
     pairs = [
         ("store", found.store),
         ("is", _KINDS[found.kind]),
         ("format", "none" if found.format is None else f"{found.format} ({newest})"),
-        ("versions", ", ".join(f"{name} {version}" for name, version in found.versions.items())),
+        ("versions", _listed(found.versions)),
     ]
     if found.sizes:
         sizes = [f"{name} {output.size(count)}" for name, count in found.sizes.items()]
         pairs.append(("sizes", ", ".join(sizes)))
     if found.kind == "embedded":
-        counts = {name: getattr(found.counts, name) for name in found.counts.__struct_fields__}
+        counts = msgspec.structs.asdict(found.counts)
         pairs.append(("holds", ", ".join(f"{count:,} {name}" for name, count in counts.items())))
     if found.tables:
         largest = list(found.tables.items())[:6]

@@ -38,7 +38,9 @@ PROBLEMS_MAX: Final = 20
 """How many problems of one kind are told one by one."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# SQLite's file format, "The Database Header": magic, and the version for writing (2 for WAL).
 _MAGIC: Final = b"SQLite format 3\x00"
+_WAL_VERSION: Final = 18
 # File systems without the shared memory that SQLite's WAL needs between processes.
 _REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "afs"})
 
@@ -54,6 +56,15 @@ class Check(msgspec.Struct, frozen=True):
     level: Level
     message: str
     hint: str = ""
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """What reads the store here."""
+
+    perdure: str
+    python: str
+    sqlite: str
+    system: str
 
 
 class Counts(msgspec.Struct, frozen=True):
@@ -79,7 +90,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     format: int | None = None
     format_newest: int = FORMAT_NEWEST
-    versions: dict[str, str] = {}
+    versions: Versions
     sizes: dict[str, int] = {}
     tables: dict[str, int] = {}
     counts: Counts = Counts()
@@ -97,6 +108,7 @@ class _Examination:
         self.progress = progress
         self.alone = False
         """Whether it was read in the belief that no process has it open."""
+        self.wal_mode = False
         self.kind: Kind = "embedded"
         self.format: int | None = None
         self.sizes: dict[str, int] = {}
@@ -122,12 +134,12 @@ class _Examination:
             store=str(self.folder),
             kind=self.kind,
             format=self.format,
-            versions={
-                "perdure": __version__,
-                "python": platform.python_version(),
-                "sqlite": sqlite3.sqlite_version,
-                "system": platform.platform(),
-            },
+            versions=Versions(
+                perdure=__version__,
+                python=platform.python_version(),
+                sqlite=sqlite3.sqlite_version,
+                system=platform.platform(),
+            ),
             sizes=self.sizes,
             tables=self.tables,
             counts=Counts(**self.counts),
@@ -268,7 +280,8 @@ def _file_system(path: Path) -> str:
 
 def _look_at_file(found: _Examination) -> None:
     with found.path.open("rb") as file:
-        header = file.read(len(_MAGIC))
+        header = file.read(_WAL_VERSION + 1)
+    found.wal_mode = header[_WAL_VERSION:] == b"\x02"
     if not header and not found.sizes["wal"]:
         found.is_not(
             "empty",
@@ -276,7 +289,7 @@ def _look_at_file(found: _Examination) -> None:
             "restore it from a backup if agents lived here; else the next agent makes it a store",
         )
         return
-    if header and header != _MAGIC:
+    if header and not header.startswith(_MAGIC):
         found.is_not(
             "damaged",
             f"{folder.DATABASE} is no SQLite file, or its first bytes are damaged",
@@ -368,11 +381,10 @@ def _look_inside(found: _Examination, connection: sqlite3.Connection) -> None:
             "restore it from a backup",
         )
         return
-    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
-    if mode == "wal":
+    if found.wal_mode:
         found.ok("journal", "write-ahead log")
     else:
-        found.note("journal", f"mode {mode}", "the next agent sets it to wal")
+        found.note("journal", "no write-ahead log", "the next agent that opens it sets it to one")
     if not _quick_check(found, connection):
         return
     _count(found, connection)
