@@ -97,8 +97,9 @@ class Agent(AgentView):
     def state(self) -> State:
         """The agent's state, everything it has written included."""
         if self._pending:
-            pending, self._pending = self._pending, []
-            self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(pending))
+            # Cleared when they are folded: what an upcaster fails on must not be left out silently.
+            self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(self._pending))
+            self._pending = []
         return self._state
 
     async def refresh(self) -> State:
