@@ -146,3 +146,17 @@ async def test_a_writer_sequence_needs_its_writer(store):
     """A number without the name of who counts is refused: it identifies nothing."""
     with pytest.raises(perdure.InvalidData, match="writer"):
         await store.emit("airline/mia", "note", writer_sequence=3)
+
+
+async def test_what_was_done_before_a_fork_is_not_done_again_in_it(store):
+    """An id of the shared history is answered with its event; one from after the fork is new."""
+    async with await store.agent("airline/mia") as agent:
+        before = await agent.emit("tool.executed", {"id": "c1", "result": 1}, id="booking-1")
+        later = await agent.emit("tool.executed", {"id": "c2", "result": 2}, id="booking-2")
+        async with await agent.fork(at=before.sequence, name="airline/twin") as twin:
+            assert before == await twin.emit("tool.executed", {"id": "c1"}, id="booking-1")
+            own = await twin.emit("tool.executed", {"id": "c2", "result": 3}, id="booking-2")
+            assert own != later
+            async with await twin.fork(name="airline/triplet") as triplet:
+                assert before == await triplet.emit("tool.executed", {"id": "c1"}, id="booking-1")
+                assert own == await triplet.emit("tool.executed", {"id": "c2"}, id="booking-2")

@@ -36,10 +36,12 @@ class _Stream:
     """What is known of one agent: its head, and its tail (the segments that are not sealed)."""
 
     __slots__ = (
+        "forked_at",
         "fresh_writers",
         "head",
         "id",
         "indexed",
+        "parent",
         "tail_bytes",
         "tail_ids",
         "tail_rows",
@@ -53,6 +55,8 @@ class _Stream:
         self.time_max = time_max
         self.indexed = False
         """Whether the ids of sealed events are in the table."""
+        self.parent: str | None = None
+        self.forked_at = 0
         self.tail_rows = 0
         self.tail_bytes = 0
         self.tail_ids: dict[str, int] = {}
@@ -180,7 +184,7 @@ class SqliteLog:
         verdict = decide(
             stream.head,
             appends,
-            _Recall(connection, stream),
+            _Recall(connection, stream, self._stream),
             now=self._clock(),
             new_id=_new_id,
             version_of=self._version_of,
@@ -268,12 +272,29 @@ class SqliteLog:
 class _Recall:
     """`model.sequencing.Recall` on the store's file."""
 
-    def __init__(self, connection: sqlite3.Connection, stream: _Stream) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        stream: _Stream,
+        stream_of: Callable[[sqlite3.Connection, str], _Stream],
+    ) -> None:
         self._connection = connection
         self._stream = stream
+        self._stream_of = stream_of
         self._key = -1 if stream.id is None else stream.id
 
     def by_id(self, agent: str, event_id: str) -> Event | None:
+        found = self._own(agent, event_id)
+        parent = self._stream.parent
+        if found is None and parent is not None:
+            # What was done before the fork was done in the fork's history, too.
+            stream = self._stream_of(self._connection, parent)
+            found = _Recall(self._connection, stream, self._stream_of).by_id(parent, event_id)
+            if found is not None and found.sequence > self._stream.forked_at:
+                return None
+        return found
+
+    def _own(self, agent: str, event_id: str) -> Event | None:
         sequence = self._stream.tail_ids.get(event_id)
         if sequence is None:
             self._index_sealed(agent)
@@ -308,11 +329,13 @@ class _Recall:
 def _load(connection: sqlite3.Connection, agent: str) -> _Stream:
     """An agent's head from disk."""
     row = connection.execute(
-        "SELECT id, epoch, forked_at, chain, indexed FROM agents WHERE name = ?", (agent,)
+        "SELECT a.id, a.epoch, a.forked_at, a.chain, a.indexed, p.name FROM agents a"
+        " LEFT JOIN agents p ON p.id = a.parent WHERE a.name = ?",
+        (agent,),
     ).fetchone()
     if row is None:
         return _Stream(None, Head(agent, 0, 0, first_chain(agent), None, {}))
-    agent_id, epoch, forked_at, chain, indexed = row
+    agent_id, epoch, forked_at, chain, indexed, parent = row
     tail = event_rows.tail(connection, agent_id)
     newest = event_rows.newest(connection, agent_id)
     writers = dict(
@@ -320,6 +343,7 @@ def _load(connection: sqlite3.Connection, agent: str) -> _Stream:
     )
     stream = _Stream(agent_id, Head(agent, forked_at, epoch, chain, None, writers))
     stream.indexed = bool(indexed)
+    stream.parent, stream.forked_at = parent, forked_at
     if newest is None:
         return stream
     if not segments.chain_is_sound(newest):
