@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from perdure.memorizer.memory import MemoryIndex
+from perdure.memorizer.memory import MemoryIndex, ScratchIndex
 from perdure.model.event import Event
 from perdure.model.sequencing import Append, Head
 from perdure.model.timeline import Span, Stream
@@ -165,8 +165,9 @@ class Blobs(Protocol):
 class Backend:
     """The ports of one store, as an adapter fills them.
 
-    `writer` names this process in what it records; `changed` waits until something was recorded,
-    by any process, after the version (of `EventTable.version`) that it is given.
+    `writer` names this process in what it records; `scratch_memories` makes an empty index that
+    the store knows nothing of; `changed` waits until something was recorded, by any process, after
+    the version (of `EventTable.version`) that it is given.
     """
 
     url: str
@@ -176,5 +177,6 @@ class Backend:
     states: StateTable
     blobs: Blobs
     memories: MemoryIndex
+    scratch_memories: Callable[[], ScratchIndex]
     changed: Callable[[int], Awaitable[None]]
     close: Callable[[], Awaitable[None]]

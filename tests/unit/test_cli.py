@@ -191,7 +191,7 @@ def test_recall_finds_by_meaning_and_explains(run):
         (["--where", "weight=3"], ["prefers aisle seats"]),
         (["--where", 'weight="3"'], []),
         (["--as-of", "6"], ["prefers aisle seats"]),
-        (["--as-of", "5"], []),
+        (["--as-of", "5", "--among", "memories"], []),
     ],
 )
 def test_recall_is_filtered(run, options, texts):

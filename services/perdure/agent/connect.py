@@ -13,6 +13,7 @@ from perdure.checkpointer.graph import Classes, default_classes
 from perdure.embedded.folder import open_folder
 from perdure.errors import InvalidInput
 from perdure.memorizer.embedder import CachedEmbedder, Embedder, default_embedder
+from perdure.memorizer.message_search import MessageSearch
 from perdure.model.projection import Projections, default_projections
 from perdure.model.upcast import Upcasters, default_upcasters
 
@@ -79,10 +80,12 @@ class connect:  # noqa: N801 - it is called like a function; it is awaited or en
         backend = open_folder(
             folder_of(self._url), version_of=self._upcasters.current, create=self._create
         )
+        embedder = default_embedder() if self._embedder is None else CachedEmbedder(self._embedder)
         return Store(
             Session(
                 backend,
-                default_embedder() if self._embedder is None else CachedEmbedder(self._embedder),
+                embedder,
+                MessageSearch(backend.events, backend.scratch_memories, embedder, self._upcasters),
                 self._projections,
                 self._upcasters,
                 self._classes,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from perdure.checkpointer.graph import Classes
 from perdure.memorizer.embedder import Embedder
+from perdure.memorizer.message_search import MessageSearch
 from perdure.model.projection import Projections
 from perdure.model.upcast import Upcasters
 from perdure.ports import Backend
@@ -15,6 +16,7 @@ class Session:
 
     backend: Backend
     embedder: Embedder
+    messages: MessageSearch
     projections: Projections
     upcasters: Upcasters
     classes: Classes

@@ -92,6 +92,7 @@ class Store:
 
     async def close(self) -> None:
         """Finish what is under way and let go of the store. Closing twice is harmless."""
+        self._session.messages.close()
         await self._backend.close()
 
     async def __aenter__(self) -> Self:

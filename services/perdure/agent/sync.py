@@ -22,7 +22,7 @@ from perdure.agent.connect import connect
 from perdure.agent.portal import Portal
 from perdure.agent.records import Records, RecordVersion
 from perdure.agent.store import Store
-from perdure.agent.view import AgentView, Change, Time, Verification
+from perdure.agent.view import AgentView, Among, Change, Time, Verification
 from perdure.checkpointer.graph import Classes, default_classes
 from perdure.errors import StoreClosed
 from perdure.memorizer.embedder import Embedder
@@ -286,24 +286,28 @@ class SyncAgentView:
         query: str,
         k: int = 5,
         *,
+        among: Among = "memories",
         seq: int | None = None,
         source: str | None = None,
         since: Time | None = None,
         until: Time | None = None,
         where: Mapping[str, Scalar] | None = None,
         at_least: str | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Hit]:
-        """The `k` memories that fit the query best, best first; see `AgentView.recall`."""
+        """The `k` memories, or messages, that fit the query best; see `AgentView.recall`."""
         return self._portal.call(
             self._view.recall,
             query,
             k,
+            among=among,
             seq=seq,
             source=source,
             since=since,
             until=until,
             where=where,
             at_least=at_least,
+            progress=progress,
         )
 
     def checkpoints(self, seq: int | None = None) -> dict[str, SavedObject]:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Time: TypeAlias = dt.datetime | str
 """A point in time: a datetime with a zone, or ISO 8601 text with one."""
 
+Among: TypeAlias = Literal["memories", "messages"]
+"""What `recall` searches."""
+
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
@@ -235,19 +238,29 @@ class AgentView:
         query: str,
         k: int = 5,
         *,
+        among: Among = "memories",
         seq: int | None = None,
         source: str | None = None,
         since: Time | None = None,
         until: Time | None = None,
         where: Mapping[str, Scalar] | None = None,
         at_least: str | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> list[Hit]:
         """The `k` memories that fit the query best, by meaning and by words, best first.
 
         `where` names fields of a memory's context or metadata and the values they must have:
         `{"context.task": "t-7", "topic": "seats"}`. With `seq`, memory is asked as of then: what
-        was stored later is not seen, what was forgotten later still is.
+        was stored later is not seen, what was forgotten later still is. `progress` is called with
+        how many memories were embedded first.
+
+        With `among="messages"` the conversation is searched instead, and nothing is written: the
+        newest 5,000 messages that have a text, system prompts left out. A hit then has the id and
+        sequence of its `message.added` event, the role as `source`, and what the message has
+        beside its role and content as `metadata`.
         """
+        if among not in ("memories", "messages"):
+            raise InvalidData(f"among is {among!r}", hint='give "memories" or "messages"')
         lineage = await self._lineage()
         at = self._checked_at(lineage, seq, at_least)
         chosen = Filter(
@@ -256,6 +269,10 @@ class AgentView:
             until=None if until is None else utc("until", until),
             where=dict(where or {}),
         )
+        if among == "messages":
+            return await self._session.messages.recall(
+                lineage, at, query, k=k, filter=chosen, progress=progress
+            )
         return await recall.recall(
             self._backend.memories,
             self._session.embedder,
@@ -263,6 +280,7 @@ class AgentView:
             query,
             k=k,
             filter=chosen,
+            progress=progress,
         )
 
     async def checkpoints(self, seq: int | None = None) -> dict[str, SavedObject]:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from perdure.errors import (
     Corrupt,
@@ -51,6 +51,18 @@ Job: TypeAlias = Callable[[sqlite3.Connection], object]
 Migration: TypeAlias = Callable[[sqlite3.Connection], None]
 Done: TypeAlias = Callable[[object], None]
 _Waiting: TypeAlias = tuple[Job, Done]
+
+
+class Transactions(Protocol):
+    """What tables ask of what holds them: reading, and writing all or nothing."""
+
+    def reading(self) -> contextlib.AbstractContextManager[sqlite3.Connection]:
+        """A connection that sees what is committed, with errors in perdure's words."""
+        ...
+
+    async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `job` in a transaction and give back its result."""
+        ...
 
 
 _ERRORS: Final = (sqlite3.Error, UnicodeDecodeError)

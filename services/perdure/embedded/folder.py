@@ -22,6 +22,7 @@ from perdure.embedded.event_table import SqliteEventTable
 from perdure.embedded.log import SqliteLog
 from perdure.embedded.memory_index import SqliteMemoryIndex
 from perdure.embedded.schema import MIGRATIONS
+from perdure.embedded.scratch import MemoryScratchIndex
 from perdure.embedded.state_table import SqliteStateTable
 from perdure.errors import NotFound, StoreReadOnly
 from perdure.ports import Backend
@@ -75,6 +76,7 @@ def open_folder(
         states=SqliteStateTable(database),
         blobs=FolderBlobs(folder / OBJECTS),
         memories=SqliteMemoryIndex(database),
+        scratch_memories=MemoryScratchIndex,
         changed=_watcher(events),
         close=database.close,
     )

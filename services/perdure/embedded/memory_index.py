@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from perdure.embedded import event_rows
-from perdure.embedded.database import Database
+from perdure.embedded.database import Transactions
 from perdure.embedded.segments import SEQUENCE_BITS, SEQUENCE_MAX, position
 from perdure.errors import InvalidData, NotFound
 from perdure.memorizer.fusion import fuse
@@ -148,12 +148,12 @@ def record_forgetting(connection: sqlite3.Connection, agent_id: int, event: Even
 
 
 class SqliteMemoryIndex:
-    """`MemoryIndex` on the store's file. Use from the event loop of its `Database`.
+    """`MemoryIndex` on the store's file. Use from the event loop of its database.
 
     `cache_bytes` bounds the copies of vectors in main memory; None for the default.
     """
 
-    def __init__(self, database: Database, *, cache_bytes: int | None = None) -> None:
+    def __init__(self, database: Transactions, *, cache_bytes: int | None = None) -> None:
         self._database = database
         self._cache_bytes = cache_bytes
         self._vectors: VectorMatrices | None = None

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from perdure.embedded.database import Database
+from perdure.embedded.database import Transactions
 from perdure.errors import Corrupt
 
 CACHE_BYTES_MAX: Final = 256 * 2**20
@@ -60,7 +60,7 @@ class _Matrix:
 class VectorMatrices:
     """Exact cosines of a query with all vectors of an agent's stream. Use from one event loop."""
 
-    def __init__(self, database: Database, bytes_max: int = CACHE_BYTES_MAX) -> None:
+    def __init__(self, database: Transactions, bytes_max: int = CACHE_BYTES_MAX) -> None:
         self._database = database
         self._bytes_max = bytes_max
         self._matrices: OrderedDict[tuple[int, int], _Matrix] = OrderedDict()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlia
 import msgspec
 
 from perdure.errors import InvalidData
-from perdure.model.event import JSON, utc
+from perdure.model.event import JSON, Event, utc
 from perdure.model.timeline import Span
 
 if TYPE_CHECKING:
@@ -229,6 +229,18 @@ class MemoryIndex(Protocol):
         Raises:
             NotFound: there is none in `spans`, or it is forgotten there.
         """
+        ...
+
+
+class ScratchIndex(MemoryIndex, Protocol):
+    """An index beside the store's, in main memory: for what is to be searched and is no memory."""
+
+    async def add(self, events: Sequence[Event]) -> None:
+        """Index `memory.stored` events, of whichever agents. Adding one again changes nothing."""
+        ...
+
+    def close(self) -> None:
+        """Drop all of it. Closing twice is harmless; what is asked later raises StoreClosed."""
         ...
 
 

@@ -39,15 +39,18 @@ async def recall(
     *,
     k: int = 5,
     filter: Filter | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> list[Hit]:
     """The `k` memories visible in `spans` that fit the query best, by meaning and by word.
+
+    `progress` is told how many memories were embedded for it.
 
     Raises:
         InvalidData: the query is no text or blank, `k` is not from 1 to 1000.
     """
     query = checked_text("query", query)
     k = checked_k(k)
-    await memorize(index, embedder, spans)
+    await memorize(index, embedder, spans, progress=progress)
     (vector,) = await asyncio.to_thread(unit_vectors, embedder, [query])
     return await index.search(spans, query, vector, embedder.name, k=k, filter=filter)
 
