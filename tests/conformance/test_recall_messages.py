@@ -198,8 +198,10 @@ async def test_a_message_is_embedded_once(place):
     assert sorted(embedder.asked) == [*(f"bag {number}" for number in range(10)), "first"]
     assert done[-1] == 10
     embedder.asked.clear()
+    done.clear()
     await say(agent, "bag new")
-    assert "bag new" in await found(agent, "second", k=50)
+    assert "bag new" in await found(agent, "second", k=50, progress=done.append)
+    assert done == [1]
     assert await found(agent, "second", seq=10, k=50)
     assert embedder.asked == ["bag new", "second"]
 
