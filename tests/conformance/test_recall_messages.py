@@ -230,8 +230,10 @@ async def test_the_newest_messages_are_searched(store, monkeypatch):
         ]  # fmt: skip
 
 
-async def test_many_questions_at_once(store):
-    """Questions that come at once, of several agents and moments, get the answers of one alone."""
+async def test_many_questions_at_once(place):
+    """Questions that come at once get the answers of one alone, and embed no text twice."""
+    embedder = CountingEmbedder()
+    store = await place.connect(embedder=embedder)
     names = ["airline/mia", "airline/bob"]
     for name in names:
         for number in range(30):
@@ -243,6 +245,7 @@ async def test_many_questions_at_once(store):
     )
     for (name, at), answer in zip(asked, answers, strict=True):
         assert sorted(answer) == sorted(f"bag {number} of {name}" for number in range(at))
+    assert sorted(embedder.asked) == sorted(set(embedder.asked))
 
 
 async def test_a_question_that_was_given_up(store):
