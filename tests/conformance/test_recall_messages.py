@@ -1,7 +1,9 @@
 """Recall among messages: what was said is found, as of any moment, and nothing is written."""
 
 import asyncio
+import contextlib
 import datetime as dt
+import threading
 
 import pytest
 from tests.conformance.places import WordsEmbedder
@@ -22,6 +24,20 @@ class CountingEmbedder(WordsEmbedder):
     def embed(self, texts):
         """As the small one."""
         self.asked += texts
+        return super().embed(texts)
+
+
+class MeetingEmbedder(CountingEmbedder):
+    """A counting one that lets two callers meet in it, if a second one comes before long."""
+
+    def __init__(self):
+        super().__init__()
+        self._meeting = threading.Barrier(2, timeout=0.2)
+
+    def embed(self, texts):
+        """As the small one; once nobody came, nobody is waited for."""
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self._meeting.wait()
         return super().embed(texts)
 
 
@@ -232,7 +248,7 @@ async def test_the_newest_messages_are_searched(store, monkeypatch):
 
 async def test_many_questions_at_once(place):
     """Questions that come at once get the answers of one alone, and embed no text twice."""
-    embedder = CountingEmbedder()
+    embedder = MeetingEmbedder()
     store = await place.connect(embedder=embedder)
     names = ["airline/mia", "airline/bob"]
     for name in names:
