@@ -276,13 +276,18 @@ def test_hostile_text_does_not_reach_the_terminal(run, tmp_path):
     assert content == "\x1b[2J\x9b31m\u202e"
 
 
-def _on_a_terminal(*args, **variables):
+def _on_a_terminal(*args, typed=b"", status=0, **variables):
     """What a command shows on a terminal, escapes included."""
     ours, theirs = pty.openpty()
     started = process(
-        *args, stdout=theirs, stderr=theirs, env=environment(TERM="xterm-256color", **variables)
+        *args,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(TERM="xterm-256color", **variables),
     )
     os.close(theirs)
+    os.write(ours, typed)
     shown = b""
     while True:
         try:
@@ -293,8 +298,21 @@ def _on_a_terminal(*args, **variables):
             break
         shown += piece
     os.close(ours)
-    assert started.wait() == 0
+    assert started.wait() == status
     return shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "epoch"), [(b"n\n", 1, 1), (b"\n", 1, 1), (b"y\n", 0, 2)]
+)
+def test_revert_asks_on_a_terminal(run, tmp_path, typed, status, epoch):
+    """Without --yes a person is asked first; anything but yes leaves the agent to who has it."""
+    store = str(tmp_path / "store")
+    shown = _on_a_terminal(
+        "revert", "airline/mia", "--to", "1", "--store", store, typed=typed, status=status
+    )
+    assert "undo airline/mia from 8 back to 1?" in shown
+    assert run("agents", "--json").json()["epoch"] == epoch
 
 
 def test_colours_are_for_terminals_and_can_be_refused(mia, tmp_path):

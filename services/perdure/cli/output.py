@@ -11,8 +11,8 @@ import shlex
 import sys
 import time
 import unicodedata
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -21,8 +21,6 @@ from perdure.errors import PerdureError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-
-T = TypeVar("T")
 
 PATIENCE_SECONDS: Final = 0.5
 """What is done by then needs no progress bar."""
@@ -283,18 +281,3 @@ def _bar(what: str, total: int | None, unit: str) -> "Iterator[Progress]":
             yield bar
         finally:
             _live.remove(bar)
-
-
-async def waiting(what: str, work: Awaitable[T]) -> T:
-    """The result of `work`; a sign on a terminal that it goes on, where it takes long."""
-    import asyncio
-
-    task = asyncio.ensure_future(work)
-    if sys.stderr.isatty():
-        await asyncio.wait({task}, timeout=PATIENCE_SECONDS)
-        if not task.done():
-            from rich.console import Console
-
-            with Console(stderr=True).status(what):
-                return await task
-    return await task

@@ -111,8 +111,10 @@ async def _ask(store: Store, agent: str, to: int, *, sure: bool) -> None:
             hint=f"give one from 0 to {last}",
         )
     output.note(f"this opens {agent}: a process that has it open can't write to it any more")
-    if not sure and sys.stdin.isatty() and sys.stderr.isatty():
-        typer.confirm(f"undo {agent} from {last} back to {to}?", abort=True, err=True)
+    asks = not sure and sys.stdin.isatty() and sys.stderr.isatty()
+    if asks and not typer.confirm(f"undo {agent} from {last} back to {to}?", err=True):
+        output.note("nothing was undone")
+        raise typer.Exit(1)
 
 
 def _show(agent: str, to: int, undone: Reverted) -> None:
