@@ -83,7 +83,7 @@ async def test_guarantee_2_a_state_rebuilt_from_any_checkpoint_equals_the_folded
     place, monkeypatch
 ):
     """With a state saved after every event, each state there ever was equals the plain fold."""
-    monkeypatch.setattr("perdure.checkpointer.policy.due", lambda tail, state: True)
+    monkeypatch.setattr("perdure.checkpointer.policy.due", lambda tail, state, at_rest=False: True)
     chance = random.Random(2)
     store = await place.connect()
     agent = await store.agent("airline/mia")

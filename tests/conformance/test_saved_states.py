@@ -7,7 +7,7 @@ from tests.conformance import reference
 from tests.conformance.places import backend
 
 import perdure
-from perdure.model.projection import DEFAULT
+from perdure.model.projection import DEFAULT, Projections
 from perdure.model.timeline import Span
 
 
@@ -139,7 +139,7 @@ async def test_past_states_of_a_long_history(place):
 
 async def test_states_saved_at_every_step_agree_with_the_fold(place, monkeypatch):
     """With a checkpoint after every event, through undo and forks, states equal the plain fold."""
-    monkeypatch.setattr("perdure.checkpointer.policy.due", lambda tail, state: True)
+    monkeypatch.setattr("perdure.checkpointer.policy.due", lambda tail, state, at_rest=False: True)
     store = await place.connect()
     agent = await store.agent("airline/mia")
     for number in range(10):
@@ -159,3 +159,20 @@ async def test_states_saved_at_every_step_agree_with_the_fold(place, monkeypatch
             assert reference.plain(await handle.state_at(at)) == expected[at]
         assert reference.plain((await store.agent(handle.name)).state) == expected[-1]
         assert (await handle.verify()).sound
+
+
+async def test_a_projection_of_the_users_is_saved_as_well(place):
+    """Asked again, a long history's own projection is read from a checkpoint and a short tail."""
+    projections = Projections()
+
+    @projections.projection("put", initial=lambda: 0)
+    def put(count, event):
+        return count + (event.type == "record.put")
+
+    store = await place.connect(projections=projections)
+    await grow(store, "airline/mia", 3_000, "record.put", record)
+    assert await store.view("airline/mia").project("put") == 3_000
+    await store.close()
+    fresh, counter, _ = counted(await place.connect(projections=projections))
+    assert await fresh.view("airline/mia").project("put") == 3_000
+    assert counter.events < 300

@@ -126,7 +126,7 @@ async def test_states_are_folded_from_lifted_events(place):
 
 async def test_a_new_upcaster_never_meets_a_stale_checkpoint(place, monkeypatch):
     """States that were saved before an upcaster was registered are folded again with it."""
-    monkeypatch.setattr("perdure.checkpointer.policy.due", lambda tail, state: True)
+    monkeypatch.setattr("perdure.checkpointer.policy.due", lambda tail, state, at_rest=False: True)
     store = await place.connect(upcasters=Upcasters())
     agent = await store.agent("shop/ann")
     for n in range(5):

@@ -28,7 +28,10 @@ IN_TAIL, IN_SEALED = 63, 30
 def sound(tmp_path_factory) -> Path:
     """A store with sealed and single events and an object, of two agents."""
     folder = tmp_path_factory.mktemp("damage") / "store"
-    asyncio.run(_write(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        # Closing would seal the last rows too.
+        patch.setattr(segments, "SETTLE_ROWS", EVENTS + 1)
+        asyncio.run(_write(folder))
     rows = _rows(folder)
     assert [len(rows[1]), len(rows[2])] == [EVENTS - SEALED + 1] * 2
     return folder
@@ -42,7 +45,6 @@ async def _write(folder: Path) -> None:
             for n in range(SEALED + 1, EVENTS):
                 await agent.emit("message.added", _message(n))
             await agent.checkpoint("weights", {"w": list(range(1000))})
-            # Not closed, which would seal the last rows too.
 
 
 def _message(n: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ Invariants:
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -28,8 +29,7 @@ from perdure.model.projection import DEFAULT
 from perdure.model.sequencing import Append, Head
 from perdure.model.state import SavedObject, State
 from perdure.model.timeline import history, onward, undone
-from perdure.ports import SavedState
-from perdure.projector.restore import saved_key
+from perdure.projector.restore import save
 
 ENVELOPE_BYTES: Final = 300
 """What the attributes of an event take beside its data, roughly: for the checkpoint policy only."""
@@ -91,6 +91,7 @@ class Agent(AgentView):
         """An agent that was just claimed, with its state restored."""
         agent = cls(session, name, head)
         await agent._reload()
+        session.opened.add(agent)
         return agent
 
     @property
@@ -126,8 +127,8 @@ class Agent(AgentView):
             InvalidInput: the type, data or an attribute is not allowed; nothing was written.
         """
         new, size = checked(NewEvent(type=type, data=data, **attributes))
-        [event] = await self._append((new,), size, expected_sequence)
-        return event
+        answers = await self._append((new,), size, expected_sequence)
+        return answers[0]
 
     async def emit_many(
         self,
@@ -244,12 +245,14 @@ class Agent(AgentView):
 
     async def close(self) -> None:
         """Finish what is under way. The agent can be opened again by anybody."""
-        if self._saving is not None:
-            await asyncio.gather(self._saving, return_exceptions=True)
-        try:
+        self._session.opened.discard(self)
+        # What is left to do saves time and space, nothing else: where it fails, it is left.
+        await self._saved_all()
+        with contextlib.suppress(PerdureError):
+            self._save_when_due(self.state, at_rest=True)
+        await self._saved_all()
+        with contextlib.suppress(PerdureError):
             await self._backend.log.settle(self.name)
-        except PerdureError:
-            return  # Settling saves space, nothing else: closing must not fail where it can't.
 
     async def __aenter__(self) -> Self:
         return self
@@ -272,11 +275,6 @@ class Agent(AgentView):
         answers = await backend.log.append(
             Append(self.name, events, backend.writer, self.epoch, expected_sequence)
         )
-        await self._take_in(answers, size + ENVELOPE_BYTES * len(events))
-        return answers
-
-    async def _take_in(self, answers: list[Event], size: int) -> None:
-        """Take what was recorded into the state; what others wrote in between is read first."""
         known, last = self._sequence, max([answer.sequence for answer in answers])
         if (
             last == known + len(answers)
@@ -285,11 +283,12 @@ class Agent(AgentView):
         ):
             self._sequence = last
             self._pending += answers
-            self._tail_bytes += size
+            self._tail_bytes += size + ENVELOPE_BYTES * len(answers)
             if len(self._pending) >= PENDING_MAX:
                 self._save_when_due(self.state)
-        elif last > known:
+        elif last > known:  # Others have written in between.
             await self._catch_up(last)
+        return answers
 
     async def _catch_up(self, to: int) -> None:
         async with self._catching_up:
@@ -320,13 +319,19 @@ class Agent(AgentView):
         self._take_over(restored.state)
         self._sequence = restored.sequence
         self._saved_bytes, self._tail_bytes = restored.saved, restored.folded
-        self._save_when_due(restored.state)
+        self._save_when_due(restored.state, at_rest=True)
 
-    def _save_when_due(self, state: State) -> None:
-        if self._saving is None and policy.due(self._tail_bytes, self._saved_bytes):
+    def _save_when_due(self, state: State, *, at_rest: bool = False) -> None:
+        if self._saving is None and policy.due(
+            self._tail_bytes, self._saved_bytes, at_rest=at_rest
+        ):
             self._tail_bytes = 0
             self._saving = asyncio.create_task(self._save(state))
             self._saving.add_done_callback(self._saved)
+
+    async def _saved_all(self) -> None:
+        if self._saving is not None:
+            await asyncio.wait([self._saving])
 
     def _saved(self, task: asyncio.Task[None]) -> None:
         self._saving = None
@@ -337,11 +342,13 @@ class Agent(AgentView):
     async def _save(self, state: State) -> None:
         if state.sequence == 0 or state.agent != self.name:
             return
-        data = DEFAULT.encode(state)
-        key = saved_key(DEFAULT, self._session.upcasters)
-        self._saved_bytes = len(data)
-        await self._backend.states.save(
-            SavedState(self.name, state.sequence, DEFAULT.name, key, data)
+        self._saved_bytes = await save(
+            self._backend.states,
+            self._session.upcasters,
+            projection=DEFAULT,
+            agent=self.name,
+            sequence=state.sequence,
+            state=state,
         )
 
 

@@ -1,6 +1,8 @@
 """What every agent of a store works with: the store's ports, and the user's own code."""
 
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from perdure.checkpointer.graph import Classes
 from perdure.memorizer.embedder import Embedder
@@ -8,6 +10,9 @@ from perdure.memorizer.message_search import MessageSearch
 from perdure.model.projection import Projections
 from perdure.model.upcast import Upcasters
 from perdure.ports import Backend
+
+if TYPE_CHECKING:
+    from perdure.agent.agent import Agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +25,5 @@ class Session:
     projections: Projections
     upcasters: Upcasters
     classes: Classes
+    opened: "weakref.WeakSet[Agent]" = field(default_factory=weakref.WeakSet)
+    """The agents that are open for writing; closing the store closes them."""

@@ -91,7 +91,9 @@ class Store:
                 yield summary
 
     async def close(self) -> None:
-        """Finish what is under way and let go of the store. Closing twice is harmless."""
+        """Close the agents that are open, and the store. Closing twice is harmless."""
+        while self._session.opened:
+            await self._session.opened.pop().close()
         self._session.messages.close()
         await self._backend.close()
 

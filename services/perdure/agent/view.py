@@ -4,6 +4,7 @@ A view claims nothing: any number of them read an agent while another process wr
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeV
 import msgspec
 
 from perdure.agent.session import Session
-from perdure.checkpointer import objects
+from perdure.checkpointer import objects, policy
 from perdure.errors import Corrupt, InvalidData, NotFound, PerdureError
 from perdure.memorizer import recall
 from perdure.memorizer.memory import Filter, Hit, Scalar
@@ -24,7 +25,7 @@ from perdure.model.sequencing import Append
 from perdure.model.state import SavedObject, State
 from perdure.model.timeline import Lineage, Span, Stream, history, onward, timeline
 from perdure.ports import Finding
-from perdure.projector.restore import Restored, refold, restore
+from perdure.projector.restore import Restored, refold, restore, save
 
 if TYPE_CHECKING:
     from perdure.agent.agent import Agent
@@ -436,7 +437,23 @@ class AgentView:
             at = await self._sequence_at(lineage, utc("before", before), inclusive=False)
         else:
             at = self._checked_at(lineage, seq, at_least)
-        return await self._restored(projection, lineage, at)
+        restored = await self._restored(projection, lineage, at)
+        newest = lineage[0]
+        if newest.forked_at < at == newest.sequence and policy.due(
+            restored.folded, restored.saved, at_rest=True
+        ):
+            # Where it can't be kept (a store that is read only, a state that is no JSON), the next
+            # reader folds again: no reason to fail this one.
+            with contextlib.suppress(PerdureError):
+                await save(
+                    self._backend.states,
+                    self._session.upcasters,
+                    projection=projection,
+                    agent=self.name,
+                    sequence=at,
+                    state=restored.state,
+                )
+        return restored
 
     async def _restored(self, projection: Projection[S], lineage: Lineage, at: int) -> Restored[S]:
         backend = self._backend

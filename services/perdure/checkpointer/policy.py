@@ -1,24 +1,30 @@
 """When a state is worth a checkpoint.
 
 Saving a state costs in proportion to its size, folding in proportion to the events since the last
-save. Saving once the events since then have reached a fixed share of the state's size keeps both
-in proportion: however long the history, opening an agent folds at most that share, and all the
-saving together costs a constant factor of the writing.
+save. Saving once those have reached a fixed share of the state's size keeps both in proportion:
+however long the history, all the saving together costs a constant factor of the writing, and
+opening an agent folds at most that share.
+
+While an agent is written the share is large, so that saving costs writers little. When it is opened
+or closed nobody waits, and the share is small, so that the next opening is fast; after a crash, the
+first one folds what the large share allows.
 """
 
 from typing import Final
 
-TAIL_BYTES_MIN: Final = 128 * 1024
-"""Events that are folded in less than a millisecond are not worth a checkpoint."""
+TAIL_BYTES_MIN: Final = 64 * 1024
+"""Events that are folded in a fraction of a millisecond are not worth a checkpoint."""
 
-TAIL_SHARE: Final = 0.25
+BUSY_SHARE: Final = 1.0
+REST_SHARE: Final = 0.05
 """Bytes of events since the last checkpoint that are worth one, as a share of the state's."""
 
 
-def due(tail_bytes: int, state_bytes: int) -> bool:
+def due(tail_bytes: int, state_bytes: int, *, at_rest: bool = False) -> bool:
     """Whether to save now, given the bytes of events since the last save and of the saved state.
 
-    >>> due(100_000, 0), due(200_000, 0), due(200_000, 10_000_000)
-    (False, True, False)
+    >>> due(10_000, 0), due(100_000, 0), due(100_000, 500_000), due(100_000, 500_000, at_rest=True)
+    (False, True, False, True)
     """
-    return tail_bytes >= max(TAIL_BYTES_MIN, state_bytes * TAIL_SHARE)
+    share = REST_SHARE if at_rest else BUSY_SHARE
+    return tail_bytes >= max(TAIL_BYTES_MIN, state_bytes * share)

@@ -46,6 +46,7 @@ INLINE_SECONDS_MAX: Final = 0.002
 """The mean time of a commit up to which commits run on the event-loop thread."""
 
 CACHE_KIB: Final = 16 * 1024
+PAGE_BYTES: Final = 2048
 
 Job: TypeAlias = Callable[[sqlite3.Connection], object]
 Migration: TypeAlias = Callable[[sqlite3.Connection], None]
@@ -87,6 +88,7 @@ class Database:
         busy_seconds: float = BUSY_SECONDS,
     ) -> None:
         self.path = path
+        self.writable = writable
         self.busy_seconds = busy_seconds
         self.changes = 0
         """Goes up whenever what is known of the tables may be outdated: another process wrote, or
@@ -183,6 +185,13 @@ class Database:
             self._scheduled = True
             loop = asyncio.get_running_loop()
             loop.call_soon(self._flush, loop)
+
+    def write_now(self, job: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Run `job` as `write` does, at once; None where it would wait for others or the disk."""
+        if self._scheduled or self._closed or self._commit_seconds > INLINE_SECONDS_MAX:
+            return None
+        results = self._transact([job], wait=False)
+        return None if results is None else results[0]  # type: ignore[return-value]  # the job's
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         queue, self._queue = self._queue, []
@@ -374,6 +383,9 @@ def _connect(path: Path, busy_seconds: float, *, writable: bool = True) -> sqlit
         cached_statements=256,
     )
     try:
+        # Of a file that is yet to be made: a store has some twenty tables and indexes, and most
+        # stay small.
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     except BaseException:
         connection.close()  # the file is opened with the first statement, and may refuse then

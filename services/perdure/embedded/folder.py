@@ -61,9 +61,9 @@ def open_folder(
             f"the folder {folder} can't be made: {error.strerror}",
             hint="choose another one with --store, PERDURE_STORE or connect(path)",
         ) from error
-    existed = path.exists()
     database = _opened(path)
-    if not existed:
+    if database.writable:
+        # Always: whoever made the folder may have been killed before it came to this.
         _sync(folder)
         _sync(folder.parent)
     events = SqliteEventTable(database)

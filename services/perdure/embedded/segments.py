@@ -43,8 +43,8 @@ BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 
 PLAIN: Final = 0
 ZSTD: Final = 1
-LEVEL: Final = 3
-"""zstd level: higher ones save a tenth of the bytes and cost more than writing those."""
+LEVEL: Final = 1
+"""zstd level: on recorded runs 5% larger than level 3, and a third faster."""
 
 SCHEMA: Final = (
     """CREATE TABLE segments (

@@ -72,7 +72,7 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A recorded event. `sequence` counts 1, 2, 3 … within its agent (`subject`).
 
     `epoch` is the fencing token of the exclusive opening that wrote it, 0 for a shared

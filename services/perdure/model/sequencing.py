@@ -247,23 +247,30 @@ class _Decision:
         self._writers[writer] = number
         time = self._now if draft.time is None else draft.time
         event = Event(
-            id=self._new_id() if draft.id is None else draft.id,
+            id=draft.id or self._new_id(),
             type=draft.type,
             subject=append.agent,
-            source=f"/{append.agent}" if draft.source is None else draft.source,
+            source=draft.source or f"/{append.agent}",
             sequence=self._sequence,
             time=time,
             writer=writer,
             writer_sequence=number,
             epoch=append.epoch or 0,
-            version=self._version_of(draft.type) if draft.version is None else draft.version,
-            correlation_id=draft.correlation_id,
-            causation_id=draft.causation_id,
-            traceparent=draft.traceparent,
-            expected_sequence=append.expected_sequence,
-            key_id=draft.key_id,
             data=draft.data,  # type: ignore[arg-type]  # a copy made by event.prepared: JSON
         )
+        version = draft.version or self._version_of(draft.type)
+        rare = (draft.correlation_id, draft.causation_id, draft.traceparent, draft.key_id)
+        if version != 1 or append.expected_sequence is not None or rare != _NONE_OF_THEM:
+            # Apart, because giving all of them every time takes four times as long.
+            event = msgspec.structs.replace(
+                event,
+                version=version,
+                correlation_id=draft.correlation_id,
+                causation_id=draft.causation_id,
+                traceparent=draft.traceparent,
+                expected_sequence=append.expected_sequence,
+                key_id=draft.key_id,
+            )
         data = encode(event)
         self._chain = link(self._chain, data)
         if self._time_max is None or time > self._time_max:
@@ -274,3 +281,6 @@ class _Decision:
         if draft.writer_sequence is not None:
             self._counted[writer, number] = event
         return event
+
+
+_NONE_OF_THEM: Final = (None, None, None, None)

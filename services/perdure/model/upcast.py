@@ -101,9 +101,11 @@ class Upcasters:
         perdure.errors.InvalidData: version 7 of message.added can't be read here: ... (...)
         """
         for event in events:
-            current = self._current.get(event.type)
             version = event.version
-            if version is None or current is None:
+            if version is None:
+                continue
+            current = self._current.get(event.type)
+            if current is None:
                 continue
             steps = self._steps.get(event.type, {})
             while version < current and version in steps:

@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 from perdure.model.projection import Projection
 from perdure.model.timeline import Lineage, after, timeline
 from perdure.model.upcast import Upcasters
-from perdure.ports import EventTable, StateTable
+from perdure.ports import EventTable, SavedState, StateTable
 
 S = TypeVar("S")
 
@@ -84,3 +84,24 @@ async def refold(
         async for batch in events.read(span):
             state = projection.fold(state, upcasters.lift(batch.events))
     return state
+
+
+async def save(
+    states: StateTable,
+    upcasters: Upcasters,
+    *,
+    projection: Projection[S],
+    agent: str,
+    sequence: int,
+    state: S,
+) -> int:
+    """Keep a state after one of the agent's own events; its size in bytes.
+
+    Raises:
+        InvalidData: the state is not one that can be kept.
+        Unavailable: the store can't take it now.
+    """
+    data = projection.encode(state)
+    key = saved_key(projection, upcasters)
+    await states.save(SavedState(agent, sequence, projection.name, key, data))
+    return len(data)

@@ -25,6 +25,7 @@ PUTS: Final = 100
 """SqliteSaver's puts in a slice of a burst: they are slow, and their rate is what counts."""
 
 _WAL_FULL = "all with a write-ahead log and synchronous=FULL, read back from each connection"
+_SLICES = "each slice of perdure's and eventsourcing's is an agent of its own, opened before"
 
 Messages = Iterator[dict[str, JSON]]
 
@@ -38,10 +39,11 @@ async def one(bench: Workbench) -> Measurement:
     with ExitStack() as stack:
         stack.callback(raw.close)
         async with connect(folder / "store") as store:
-            agent = await store.agent("bench/one")
+            names = _names("one")
 
             async def emit() -> Work:
-                return await _one_by_one(agent, messages, count)
+                async with await store.agent(next(names)) as agent:
+                    return await _one_by_one(agent, messages, count)
 
             async def insert() -> Work:
                 return raw.one_by_one(count)
@@ -63,7 +65,7 @@ async def one(bench: Workbench) -> Measurement:
         peers=others,
     )
     return Measurement(
-        "one", "one awaited emit at a time", list(series.values()), [ratio], [_WAL_FULL]
+        "one", "one awaited emit at a time", list(series.values()), [ratio], [_WAL_FULL, _SLICES]
     )
 
 
@@ -76,14 +78,15 @@ async def burst(bench: Workbench) -> Measurement:
     with ExitStack() as stack:
         stack.callback(raw.close)
         async with connect(folder / "store") as store:
-            concurrent = await store.agent("bench/concurrent")
-            many = await store.agent("bench/many")
+            names = _names("burst")
 
             async def emit_concurrently() -> Work:
-                return await _concurrently(concurrent, messages, count)
+                async with await store.agent(next(names)) as agent:
+                    return await _concurrently(agent, messages, count)
 
             async def emit_many() -> Work:
-                return await _many(many, messages, count)
+                async with await store.agent(next(names)) as agent:
+                    return await _many(agent, messages, count)
 
             async def insert() -> Work:
                 return raw.hundreds(count)
@@ -104,7 +107,11 @@ async def burst(bench: Workbench) -> Measurement:
         "64 concurrent emits, and emit_many",
         list(series.values()),
         _burst_ratios(series),
-        [_WAL_FULL, "SqliteSaver puts one checkpoint of the conversation so far a message"],
+        [
+            _WAL_FULL,
+            _SLICES,
+            "SqliteSaver puts one checkpoint of the conversation so far a message",
+        ],
     )
 
 
@@ -136,6 +143,11 @@ def _burst_ratios(series: dict[str, Series]) -> list[Ratio]:
             for who, what in ((CONCURRENT, "64 concurrent emits"), (MANY, "emit_many of 100"))
         ]
     return ratios
+
+
+def _names(kind: str) -> Iterator[str]:
+    """An agent for each slice: a thousand messages are a long conversation, a million none."""
+    return (f"bench/{kind}-{number}" for number in itertools.count())
 
 
 async def _one_by_one(agent: Agent, messages: Messages, count: int) -> Work:

@@ -49,7 +49,6 @@ class EventSourced:
                     return cursor.fetchone()[0]
 
                 check_durable(ask)
-        self._newest = Conversation()
 
     def one_by_one(self, messages: Iterable[dict[str, JSON]]) -> Work:
         """Save each message by itself."""
@@ -79,7 +78,7 @@ class EventSourced:
 
     def _save(self, groups: Iterable[Sequence[dict[str, JSON]]]) -> Work:
         groups = list(groups)
-        conversation, count = self._newest, 0
+        conversation, count = Conversation(), 0
         started = time.perf_counter()
         for group in groups:
             for message in group:
