@@ -1,5 +1,6 @@
 """What a caller may give that can't be right: a clear error, and nothing written."""
 
+import asyncio
 import datetime as dt
 import json
 import sqlite3
@@ -9,6 +10,7 @@ import pytest
 import perdure
 from perdure import EventTooLarge, InvalidData, InvalidInput, InvalidName, NewEvent
 from perdure.embedded.folder import DATABASE
+from perdure.model.event import NESTING_MAX
 from perdure.model.upcast import Upcasters
 
 AGENT = "input/one"
@@ -103,6 +105,46 @@ async def test_fifty_megabytes_are_sent_to_a_checkpoint(agent):
         await agent.records.put("large", ["x" * 1000] * 50_000)
     with pytest.raises(EventTooLarge, match="checkpoint"):
         await agent.emit_many([("note", 1), ("note", "x" * 50_000_000)])
+
+
+def _nested(depth: int) -> object:
+    value: object = 1
+    for level in range(depth):
+        value = [value] if level % 2 else {"in": value}
+    return value
+
+
+@pytest.mark.parametrize("depth", [NESTING_MAX + 1, 500, 970, 100_000])
+async def test_what_is_nested_too_deeply_is_refused_and_harms_no_other_write(
+    agent, tmp_path, depth
+):
+    """Data too deep to be read back anywhere raises InvalidData; what is written with it goes in."""
+    with pytest.raises(InvalidData, match="nested deeper"):
+        await agent.emit("note", _nested(depth))
+    async with perdure.connect(tmp_path / "other") as other:
+        answers = await asyncio.gather(
+            other.emit(AGENT, "note", 1),
+            other.emit(AGENT, "note", _nested(depth)),
+            other.emit(AGENT, "note", 2),
+            return_exceptions=True,
+        )
+        assert [type(answer) for answer in answers] == [perdure.Event, InvalidData, perdure.Event]
+
+
+async def test_the_deepest_data_is_read_back_from_deep_in_a_program(tmp_path):
+    """Data as deep as allowed can be written and read with most of the stack in use."""
+
+    async def called_deeply(depth: int, data: object) -> object:
+        if depth:
+            return await called_deeply(depth - 1, data)
+        async with perdure.connect(tmp_path) as store:
+            agent = await store.agent(AGENT)
+            await agent.emit("plan.generated", data)
+            return (await store.view(AGENT).state_at()).plan
+
+    deepest = _nested(NESTING_MAX)
+    for calls in (0, 400):
+        assert await called_deeply(calls, deepest) == deepest
 
 
 def _circle() -> list[object]:

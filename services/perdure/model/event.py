@@ -26,6 +26,11 @@ EVENT_BYTES_MAX: Final = 1_000_000
 """The most bytes of JSON in one event's data: what Kafka's brokers take by default, less the rest
 of the record, so that an agent that fits one machine fits the cluster."""
 
+NESTING_MAX: Final = 128
+"""How deep lists and objects may lie in each other in one event's data. Whatever reads JSON
+recurses, on a stack of which its caller has used an unknown part: this much is left anywhere, so
+what was recorded once can always be read back."""
+
 NUMBER_MAX: Final = 2**53 - 1
 """The largest sequence or version a caller may give: the last one that every reader of JSON holds
 exactly (RFC 8259, section 6), with room above it for a writer to count on in 64 bits."""
@@ -220,21 +225,41 @@ def json_copy(what: str, data: object, *, bytes_max: int = EVENT_BYTES_MAX) -> t
                 hint="save a large object with agent.checkpoint(name, value) and emit its name",
             )
         copied: JSON = msgspec.json.decode(encoded)
+        # Counted first, in the bytes: only what has many brackets can be nested deeply.
+        if encoded.count(b"[") + encoded.count(b"{") > NESTING_MAX and _is_deep(copied):
+            raise _too_deep(what)
         if copied == data:
             return copied, len(encoded)
     except (PerdureError, RecursionError) as error:
         if isinstance(error, PerdureError):
             raise
-        raise InvalidData(
-            f"{what} is nested too deeply for JSON, or holds itself",
-            hint="save such an object with agent.checkpoint(name, value)",
-        ) from error
+        raise _too_deep(what) from error
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
         _explain(what, data)
         raise InvalidData(f"{what} is not JSON: {error}", hint="convert it first") from error
     _explain(what, data)
     # All of it is JSON, and still the copy is not equal: there are tuples, which become lists.
     return copied, len(encoded)
+
+
+def _is_deep(value: JSON) -> bool:
+    """Whether containers lie in each other deeper than `NESTING_MAX`."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(NESTING_MAX):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, list | dict)
+        ]
+    return bool(level)
+
+
+def _too_deep(what: str) -> InvalidData:
+    return InvalidData(
+        f"{what} is nested deeper than {NESTING_MAX} lists and objects, or holds itself",
+        hint="save such an object with agent.checkpoint(name, value)",
+    )
 
 
 def _explain(path: str, value: object) -> None:
