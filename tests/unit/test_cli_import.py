@@ -167,6 +167,25 @@ def test_two_imports_at_once_add_each_run_once(run, tmp_path):
     assert run("verify").status == 0
 
 
+def test_adding_a_long_run_twice_at_once_counts_each_event_once(tmp_path):
+    """Of two that add a run of several writes, each counts as new what it has added itself."""
+    count = 12 * recorded_runs.EVENTS_AT_ONCE
+    events = run_events(parse_run(_line(_run(count)), 1))
+
+    async def both():
+        one, other = perdure.connect(tmp_path / "store"), perdure.connect(tmp_path / "store")
+        async with one as first, other as second:
+            added = await asyncio.gather(
+                *(recorded_runs.add(store, "imported/7.0", events) for store in (first, second))
+            )
+            return added, await first.view("imported/7.0").sequence()
+
+    added, sequence = asyncio.run(both())
+    assert sequence == len(events)
+    assert sum(run.new for run in added) == len(events)
+    assert all(run.new + run.present == len(events) for run in added)
+
+
 def test_standard_input_is_read(run, tmp_path, monkeypatch):
     """`-` imports what is piped in."""
     source = io.TextIOWrapper(io.BytesIO(RUNS.read_bytes()))

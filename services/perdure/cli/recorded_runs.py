@@ -20,7 +20,7 @@ from perdure.model.event import Event, NewEvent
 EVENTS_AT_ONCE: Final = 1_000
 """Events of one write."""
 ATTEMPTS: Final = 5
-"""How often a run is looked at anew because somebody wrote to its agent meanwhile."""
+"""How often a run is looked at anew because somebody else writes to its agent."""
 
 
 class Added(msgspec.Struct, frozen=True):
@@ -37,28 +37,28 @@ async def add(store: Store, agent: str, events: Sequence[NewEvent]) -> Added:
         AgentExists: the agent is there, and not from this run; nothing was added.
         SequenceConflict: others keep writing to the agent.
     """
-    for _ in range(ATTEMPTS - 1):
+    view, writer = store.view(agent), f"import:{agent}"
+    # No sequence of the writer: such a write is answered, not refused, when another import was
+    # faster with it, and then both would count its events as new.
+    written = [msgspec.structs.replace(event, writer=writer) for event in events]
+    new = known_before = attempts = 0
+    while True:
+        known, sequence = await _known(view, writer, written)
         try:
-            return await _add(store, agent, events)
+            for first in range(known, len(written), EVENTS_AT_ONCE):
+                some = written[first : first + EVENTS_AT_ONCE]
+                answers = await store.emit_many(agent, some, expected_sequence=sequence)
+                sequence = answers[-1].sequence
+                new += len(some)
         except SequenceConflict:
-            continue  # Somebody else wrote in between: look again at what is there.
-    return await _add(store, agent, events)
-
-
-async def _add(store: Store, agent: str, events: Sequence[NewEvent]) -> Added:
-    writer = f"import:{agent}"
-    numbered = [
-        msgspec.structs.replace(event, writer=writer, writer_sequence=number)
-        for number, event in enumerate(events, 1)
-    ]
-    known, sequence = await _known(store.view(agent), writer, numbered)
-    missing = numbered[known:]
-    for first in range(0, len(missing), EVENTS_AT_ONCE):
-        some = missing[first : first + EVENTS_AT_ONCE]
-        # Expected: two imports at the same time must not add the same, or mix.
-        answers = await store.emit_many(agent, some, expected_sequence=sequence)
-        sequence = answers[-1].sequence
-    return Added(len(missing), len(events) - len(missing))
+            # Somebody else wrote in between: look again at what is there. Another import of the
+            # run brings it forward; only others can keep it from ending.
+            attempts = 1 if known > known_before else attempts + 1
+            known_before = known
+            if attempts == ATTEMPTS:
+                raise
+        else:
+            return Added(new, len(events) - new)
 
 
 async def _known(view: AgentView, writer: str, events: Sequence[NewEvent]) -> tuple[int, int]:
