@@ -222,9 +222,9 @@ class SqliteMemoryIndex:
                     continue
                 place = position(agent_id, sequence)
                 wanted = connection.execute(
-                    "SELECT 1 FROM memories WHERE place = ?1 AND NOT EXISTS"
-                    " (SELECT 1 FROM vectors WHERE place = ?1 AND embedder = ?2)",
-                    (place, known),
+                    "SELECT 1 FROM memories WHERE place = ? AND NOT EXISTS"
+                    " (SELECT 1 FROM vectors WHERE place = ? AND embedder = ?)",
+                    (place, place, known),
                 ).fetchone()
                 if wanted is None:
                     continue
