@@ -1,6 +1,7 @@
 """How writes share commits, and what a slow disk does to the event loop."""
 
 import asyncio
+import queue
 import sqlite3
 import threading
 
@@ -92,6 +93,40 @@ async def test_on_a_slow_disk_commits_leave_the_event_loop(tmp_path, monkeypatch
         assert list(range(1, 41)) == [event.sequence for event in events]
         assert list(range(40)) == [event.data for event in events]
         assert threading.get_ident() not in threads
+
+
+async def test_a_write_while_a_slow_store_closes_is_answered(tmp_path, monkeypatch):
+    """What is written before closing is recorded, what comes after is refused; nothing hangs."""
+    begun: queue.Queue[None] = queue.Queue()
+    go_on = threading.Semaphore(0)
+    transact = database.Database._transact
+
+    def slow(self, jobs, *, wait):
+        begun.put(None)
+        assert go_on.acquire(timeout=30)
+        return transact(self, jobs, wait=wait)
+
+    store = await perdure.connect(tmp_path)
+    await store.emit(AGENT, "note", 1)
+    monkeypatch.setattr(database.Database, "_transact", slow)
+    store._backend.events._database._commit_seconds = 1.0  # as many slow ones would make it
+    early = asyncio.create_task(store.emit(AGENT, "note", 2))
+    await asyncio.to_thread(begun.get)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    go_on.release()
+    await asyncio.to_thread(begun.get)  # what closing waits for is under way
+    late = asyncio.create_task(store.emit(AGENT, "note", 3))
+    await asyncio.sleep(0)
+    go_on.release()
+    async with asyncio.timeout(30):
+        assert (await early).sequence == 2
+        await closing
+        with pytest.raises(perdure.StoreClosed):
+            await late
+    monkeypatch.undo()
+    async with perdure.connect(tmp_path) as again:
+        assert [event.data async for event in again.view(AGENT).events()] == [1, 2]
 
 
 async def test_a_write_that_fails_in_an_unknown_way_is_told_and_blocks_nobody(

@@ -118,7 +118,7 @@ def _nested(depth: int) -> object:
 async def test_what_is_nested_too_deeply_is_refused_and_harms_no_other_write(
     agent, tmp_path, depth
 ):
-    """Data too deep to be read back anywhere raises InvalidData; what is written with it goes in."""
+    """Data too deep to be read back raises InvalidData; what is written beside it goes in."""
     with pytest.raises(InvalidData, match="nested deeper"):
         await agent.emit("note", _nested(depth))
     async with perdure.connect(tmp_path / "other") as other:

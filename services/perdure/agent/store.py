@@ -92,10 +92,12 @@ class Store:
 
     async def close(self) -> None:
         """Close the agents that are open, and the store. Closing twice is harmless."""
-        while self._session.opened:
-            await self._session.opened.pop().close()
-        self._session.messages.close()
-        await self._backend.close()
+        try:
+            while self._session.opened:
+                await self._session.opened.pop().close()
+        finally:
+            self._session.messages.close()
+            await self._backend.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -196,12 +196,10 @@ class Database:
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         queue, self._queue = self._queue, []
         jobs = [job for job, _ in queue]
+        # A file that was closed meanwhile answers at once, and has no threads any more.
+        inline = self._commit_seconds <= INLINE_SECONDS_MAX or self._writer is None
         try:
-            results = (
-                self._transact(jobs, wait=False)
-                if self._commit_seconds <= INLINE_SECONDS_MAX
-                else None
-            )
+            results = self._transact(jobs, wait=False) if inline else None
         except Exception as error:  # noqa: BLE001 - whoever waits for it gets it
             results = [error] * len(jobs)
         except BaseException as error:
@@ -339,20 +337,27 @@ class Database:
             raise
 
     async def close(self) -> None:
-        """Wait for writes under way and close the file. Closing twice is harmless."""
+        """Refuse new writes, wait for those under way, close the file. Twice is harmless."""
         if self._closed:
             return
+        under_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._scheduled:
-            with contextlib.suppress(PerdureError):
-                await self.write(lambda _: None)
+            self.submit(lambda _: None, lambda result: settle(under_way, result))
+        else:
+            under_way.set_result(None)
+        # Before waiting: what was written meanwhile would come to a file that is no longer open.
         self._closed = True
-        if self._threads is not None:
-            self._threads.shutdown()
-        self._reader.close()
-        with self._lock:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+        try:
+            with contextlib.suppress(PerdureError):
+                await under_way
+        finally:
+            if self._threads is not None:
+                self._threads.shutdown()
+            self._reader.close()
+            with self._lock:
+                if self._writer is not None:
+                    self._writer.close()
+                    self._writer = None
 
 
 def _format_of(connection: sqlite3.Connection) -> int:
