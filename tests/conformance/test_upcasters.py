@@ -169,6 +169,35 @@ async def test_a_state_that_cannot_be_folded_says_so_every_time(place):
         await agent.state_at()
 
 
+async def test_a_write_is_answered_whatever_becomes_of_the_state(place):
+    """An error means that nothing was recorded: a state that can't be folded fails no write."""
+    upcasters = Upcasters()
+    mended = False
+
+    @upcasters.upcaster("order.placed", 1, 2)
+    def lifted(data):
+        return data if mended else data["price"]
+
+    store = await place.connect(upcasters=upcasters)
+    agent = await store.agent("shop/ann")
+    # Many at once fold the state; after another's write the agent catches up; an undo reloads.
+    for _ in range(100):
+        await agent.emit("order.placed", {}, version=1)
+    await store.emit("shop/ann", "note")
+    assert (await agent.emit("decision.made", 1)).sequence == 102
+    for _ in range(2):
+        with pytest.raises(perdure.ProjectionFailed):
+            _ = agent.state
+    assert (await agent.revert(to=0)).event.sequence == 103
+    assert agent.state == await agent.state_at()
+    assert (await agent.emit("order.placed", {}, version=1)).sequence == 104
+    with pytest.raises(perdure.ProjectionFailed):
+        _ = agent.state
+    mended = True
+    assert (await agent.emit("decision.made", 2)).sequence == 105
+    assert list(agent.state.decisions) == [2]
+
+
 async def test_emitting_a_version_that_this_code_cannot_read_is_refused(place):
     """A write that its own writer could not read back is refused before it is recorded."""
     agent = await (await place.connect()).agent("shop/ann")

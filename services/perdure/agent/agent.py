@@ -1,7 +1,9 @@
 """An agent that is opened for writing: its state at hand, everything it does recorded.
 
 Invariants:
-- `state` has folded in every event this handle was answered, and every earlier one of the stream.
+- `state` has folded in every event this handle was answered, and every earlier one of the stream;
+  where one of them can't be read or folded, asking for `state` raises.
+- A write that was recorded is answered, whatever then becomes of the state.
 - A handle whose epoch is not the newest writes nothing.
 - Saving a state checkpoint never delays or fails a write.
 """
@@ -76,6 +78,8 @@ class Agent(AgentView):
         """Of the last event in `_state` and `_pending`."""
         self._saved_bytes = 0
         self._tail_bytes = 0
+        self._failure: PerdureError | None = None
+        """Why the state could not follow what was recorded."""
         self._catching_up = asyncio.Lock()
         self._saving: asyncio.Task[None] | None = None
 
@@ -96,7 +100,13 @@ class Agent(AgentView):
 
     @property
     def state(self) -> State:
-        """The agent's state, everything it has written included."""
+        """The agent's state, everything it has written included.
+
+        Raises:
+            MissingUpcaster, ProjectionFailed, Corrupt: an event of it can't be read or folded.
+        """
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
         if self._pending:
             # Cleared when they are folded: what an upcaster fails on must not be left out silently.
             self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(self._pending))
@@ -275,10 +285,20 @@ class Agent(AgentView):
         answers = await backend.log.append(
             Append(self.name, events, backend.writer, self.epoch, expected_sequence)
         )
+        try:
+            await self._follow(answers, size)
+        except PerdureError as error:
+            # Raised to who asks for the state: here it would say that nothing was recorded.
+            self._failure, self._pending = error, []
+        return answers
+
+    async def _follow(self, answers: list[Event], size: int) -> None:
+        """Have the state follow what was just recorded."""
         known, last = self._sequence, max([answer.sequence for answer in answers])
         if (
             last == known + len(answers)
             and answers[0].sequence == known + 1
+            and self._failure is None
             and not any(event.type == "agent.reverted" for event in answers)
         ):
             self._sequence = last
@@ -286,20 +306,21 @@ class Agent(AgentView):
             self._tail_bytes += size + ENVELOPE_BYTES * len(answers)
             if len(self._pending) >= PENDING_MAX:
                 self._save_when_due(self.state)
-        elif last > known:  # Others have written in between.
+        elif last > known or self._failure is not None:  # Others have written in between.
             await self._catch_up(last)
-        return answers
 
     async def _catch_up(self, to: int) -> None:
         async with self._catching_up:
-            state, known = self.state, self._sequence
-            if to <= known:
+            if to <= self._sequence and self._failure is None:
                 return
             lineage = await self._lineage()
-            if any(revert.sequence > known for revert in lineage[0].reverts):
+            known = self._sequence
+            if self._failure is not None or any(
+                revert.sequence > known for revert in lineage[0].reverts
+            ):
                 await self._reload()
                 return
-            size = 0
+            state, size = self.state, 0
             for span in onward(history(lineage, to), known + 1):
                 async for batch in self._backend.events.read(span):
                     state = DEFAULT.fold(state, self._session.upcasters.lift(batch.events))
@@ -312,6 +333,7 @@ class Agent(AgentView):
 
     def _take_over(self, state: State) -> None:
         self._state, self._sequence, self._pending = state, state.sequence, []
+        self._failure = None
 
     async def _reload(self) -> None:
         lineage = await self._lineage()
