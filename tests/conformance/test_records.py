@@ -34,6 +34,15 @@ async def test_a_record_that_is_not_there(store):
     await agent.records.delete("never there")
 
 
+async def test_an_expected_version_may_be_of_another_writers_change(store):
+    """A version that somebody else put is accepted at once, though this handle hasn't seen it."""
+    agent = await store.agent("shop/ann")
+    await agent.records.put("x", 1)
+    other = await store.emit("shop/ann", "record.put", {"key": "x", "value": 2})
+    await agent.records.put("x", 3, expected_version=other.sequence)
+    assert await agent.records.get("x") == 3
+
+
 async def test_an_expected_version_guards_a_change(store):
     """A change goes in when the record is at the expected version, and is refused otherwise."""
     agent = await store.agent("airline/mia")

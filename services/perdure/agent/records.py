@@ -88,7 +88,8 @@ class Records:
         checked_sequence("expected_version", expected)
         key = data["key"] if isinstance(data, dict) else ""
         while True:
-            state = agent.state
+            # What others put since counts too: it may be the very version that is expected.
+            state = await agent.refresh()
             version = state.record_versions.get(key, 0)
             if version != expected:
                 raise RecordConflict(
@@ -99,8 +100,7 @@ class Records:
             try:
                 return await agent.emit(event_type, data, expected_sequence=state.sequence)
             except SequenceConflict:
-                # Something else was recorded, perhaps not of this record: look again.
-                await agent.refresh()
+                continue  # Something was recorded in between, perhaps not of this record.
 
 
 def _at(value: JSON, path: str) -> list[JSON]:
