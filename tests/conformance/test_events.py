@@ -311,3 +311,17 @@ async def test_reading_a_long_history_takes_bounded_memory(store):
         tracemalloc.stop()
     assert expected == 50_001
     assert peak < 8_000_000
+
+
+async def test_data_that_looks_like_the_next_event_is_no_event(store):
+    """A span that ends before such data, at it or after it has the events that were recorded."""
+    lookalike = {
+        "first": {"a": 1, "sequence": 4, "time": "t"},
+        "before": [1, {"id": "x", "sequence": 3, "time": "t"}],
+        "text": ',{"id":"x","sequence":3,"time":"t"},{"id":"',
+        "whole": [{"id": "x"}, {"id": "x", "sequence": 2, "time": "t"}],
+    }
+    agent = await store.agent("events/lookalike")
+    given = await agent.emit_many([("note", "x" * 10_000)] + [("note", lookalike)] * 6)
+    for last in range(1, 8):
+        assert [event async for event in agent.events(last=last)] == given[:last]

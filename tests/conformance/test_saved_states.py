@@ -1,7 +1,9 @@
 """Automatic state checkpoints: opening reads one and a short tail at any length of history."""
 
+import asyncio
 import dataclasses
 import math
+import random
 
 from tests.conformance import reference
 from tests.conformance.places import backend
@@ -9,6 +11,7 @@ from tests.conformance.places import backend
 import perdure
 from perdure.model.projection import DEFAULT, Projections
 from perdure.model.timeline import Span
+from perdure.ports import SavedState
 
 
 class CountingEvents:
@@ -176,3 +179,18 @@ async def test_a_projection_of_the_users_is_saved_as_well(place):
     fresh, counter, _ = counted(await place.connect(projections=projections))
     assert await fresh.view("airline/mia").project("put") == 3_000
     assert counter.events < 300
+
+
+async def test_states_that_are_saved_at_once_are_each_what_was_saved(store):
+    """States of many agents, compressed at the same time, don't get into each other."""
+    names = [f"saved/at-once-{number}" for number in range(16)]
+    await asyncio.gather(*[store.emit(name, "note", 1) for name in names])
+    states = backend(store).states
+    data = {name: random.Random(number).randbytes(200_000) * 5 for number, name in enumerate(names)}
+    await asyncio.gather(
+        *[states.save(SavedState(name, 1, "text", "1", data[name])) for name in names]
+    )
+    for name in names:
+        saved = await states.nearest("text", "1", [Span(name, 1, 1)])
+        assert saved is not None
+        assert saved.data == data[name]

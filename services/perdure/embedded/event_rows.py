@@ -7,13 +7,22 @@ from collections.abc import Iterator
 from typing import Final
 
 from perdure.embedded import segments
-from perdure.embedded.segments import COLUMNS, SEQUENCE_MAX, Segment, from_row, position
+from perdure.embedded.segments import (
+    COLUMNS,
+    SEQUENCE_BITS,
+    SEQUENCE_MAX,
+    Segment,
+    from_row,
+    position,
+)
 from perdure.errors import Corrupt, NotFound
 from perdure.model.event import Event, split_all
 from perdure.model.sequencing import link
 from perdure.model.timeline import Revert, Stream
 
 EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+AGENT_IDS_MAX: Final = 4096
+"""Names of agents whose ids are remembered."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
@@ -57,10 +66,40 @@ def agent_id(connection: sqlite3.Connection, agent: str) -> int:
     """
     found = find(connection, agent)
     if found is None:
-        raise NotFound(
-            f"there is no agent {agent} in this store", hint="`perdure agents` lists those that are"
-        )
+        raise _no_agent(agent)
     return found
+
+
+def _no_agent(agent: str) -> NotFound:
+    return NotFound(
+        f"there is no agent {agent} in this store", hint="`perdure agents` lists those that are"
+    )
+
+
+class AgentIds:
+    """Row ids by name, remembered: an agent keeps its id, and none is ever removed.
+
+    For readers, who see only what is committed: what a writer looks up may still be rolled back.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def find(self, connection: sqlite3.Connection, agent: str) -> int | None:
+        """An agent's row id; None where there is no such agent."""
+        known = self._known.get(agent)
+        if known is None:
+            known = find(connection, agent)
+            if known is not None:
+                if len(self._known) >= AGENT_IDS_MAX:
+                    self._known.clear()
+                self._known[agent] = known
+        return known
+
+    def get(self, connection: sqlite3.Connection, agent: str) -> int:
+        """An agent's row id. Raises NotFound."""
+        known = self.find(connection, agent)
+        return agent_id(connection, agent) if known is None else known
 
 
 def newest(connection: sqlite3.Connection, key: int) -> Segment | None:
@@ -101,6 +140,8 @@ def from_sequence(
         if segment.first > last:
             return
         yield segment
+        if segment.last >= last:
+            return  # The next row isn't even read.
 
 
 def event_at(connection: sqlite3.Connection, key: int, agent: str, sequence: int) -> Event:
@@ -115,36 +156,41 @@ def event_at(connection: sqlite3.Connection, key: int, agent: str, sequence: int
     raise Corrupt(f"event {agent}@{sequence} is missing", hint=f"see `perdure verify {agent}`")
 
 
+# The last position is not MAX(): a corrupt row must not pass as an empty stream.
+_STREAM: Final = f"""
+    SELECT a.id, a.forked_at, p.name,
+        (SELECT position FROM segments
+            WHERE position >= a.id << {SEQUENCE_BITS} AND position < a.id + 1 << {SEQUENCE_BITS}
+            ORDER BY position DESC LIMIT 1),
+        EXISTS (SELECT 1 FROM reverts WHERE agent = a.id)
+    FROM agents a LEFT JOIN agents p ON p.id = a.parent WHERE a.name = ?
+"""
+
+
 def lineage(connection: sqlite3.Connection, agent: str) -> list[Stream]:
     """An agent's stream, then its parent's, and so on.
 
     Raises:
         NotFound: there is no such agent.
     """
-    key: int | None = agent_id(connection, agent)
+    name: str | None = agent
     rows = []
-    while key is not None:
-        row = connection.execute(
-            "SELECT a.name, a.forked_at, a.parent, p.name FROM agents a"
-            " LEFT JOIN agents p ON p.id = a.parent WHERE a.id = ?",
-            (key,),
-        ).fetchone()
-        name, forked_at, parent, parent_name = row
-        # Not MAX(): a corrupt row must not pass as an empty stream.
-        last = connection.execute(
-            "SELECT position FROM segments WHERE position BETWEEN ? AND ?"
-            " ORDER BY position DESC LIMIT 1",
-            (position(key, 0), position(key, SEQUENCE_MAX)),
-        ).fetchone()
-        reverts = tuple(
-            Revert(sequence, target)
-            for sequence, target in connection.execute(
-                "SELECT sequence, target FROM reverts WHERE agent = ? ORDER BY sequence", (key,)
+    while name is not None:
+        row = connection.execute(_STREAM, (name,)).fetchone()
+        if row is None:
+            raise _no_agent(name)
+        key, forked_at, parent, last, reverted = row
+        reverts: tuple[Revert, ...] = ()
+        if reverted:
+            reverts = tuple(
+                Revert(sequence, target)
+                for sequence, target in connection.execute(
+                    "SELECT sequence, target FROM reverts WHERE agent = ? ORDER BY sequence", (key,)
+                )
             )
-        )
-        sequence = forked_at if last is None else int(last[0]) & SEQUENCE_MAX
-        rows.append(Stream(name, sequence, parent_name, forked_at, reverts))
-        key = parent
+        sequence = forked_at if last is None else int(last) & SEQUENCE_MAX
+        rows.append(Stream(name, sequence, parent, forked_at, reverts))
+        name = parent
     return rows
 
 

@@ -31,6 +31,7 @@ class SqliteEventTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ids = event_rows.AgentIds()
 
     async def lineage(self, agent: str) -> list[Stream]:
         with self._database.reading() as connection:
@@ -38,7 +39,7 @@ class SqliteEventTable:
 
     async def head(self, agent: str) -> Head:
         with self._database.reading() as connection:
-            key = event_rows.agent_id(connection, agent)
+            key = self._ids.get(connection, agent)
             epoch, forked_at, chain = connection.execute(
                 "SELECT epoch, forked_at, chain FROM agents WHERE id = ?", (key,)
             ).fetchone()
@@ -58,9 +59,9 @@ class SqliteEventTable:
             for segment in found:
                 if segment.first > sequence:
                     raise self._gap(span.agent, sequence)
-                part = segments.events(segment, span.agent)
-                if segment.first < sequence or segment.last > span.last:
-                    part = part[sequence - segment.first : span.last - segment.first + 1]
+                part = segments.events(segment, span.agent, last=span.last)
+                if segment.first < sequence:
+                    part = part[sequence - segment.first :]
                 events = events + part if events else part
                 sequence = min(segment.last, span.last) + 1
             yield Batch(events, size)
@@ -71,7 +72,7 @@ class SqliteEventTable:
         found = []
         size = 0
         with self._database.reading() as connection:
-            key = event_rows.agent_id(connection, span.agent)
+            key = self._ids.get(connection, span.agent)
             for segment in event_rows.from_sequence(connection, key, sequence, span.last):
                 found.append(segment)
                 size += segments.json_bytes(segment)
@@ -105,7 +106,7 @@ class SqliteEventTable:
         `time_max` never falls along a stream: found by bisection.
         """
         with self._database.reading() as connection:
-            key = event_rows.agent_id(connection, span.agent)
+            key = self._ids.get(connection, span.agent)
 
             def segment_from(sequence: int) -> tuple[int, int, int]:
                 row = connection.execute(
@@ -158,7 +159,7 @@ class SqliteEventTable:
 
     async def verify(self, agent: str) -> AsyncIterator[tuple[int, list[Finding]]]:
         with self._database.reading() as connection:
-            key = event_rows.agent_id(connection, agent)
+            key = self._ids.get(connection, agent)
             chain, parent, forked_at = connection.execute(
                 "SELECT chain, parent, forked_at FROM agents WHERE id = ?", (key,)
             ).fetchone()

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 
 import zstandard
 
+from perdure.embedded.zstd import Zstd
 from perdure.errors import Corrupt
 from perdure.model.event import Event, decode, decode_all, split_all
 from perdure.model.sequencing import CHAIN_BYTES, Recorded
@@ -59,8 +60,7 @@ SCHEMA: Final = (
     )""",
 )
 
-_compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)
-_decompressor = zstandard.ZstdDecompressor()
+_zstd = Zstd(level=LEVEL, checksum=True)
 
 
 class Segment(NamedTuple):
@@ -131,7 +131,7 @@ def merged(pieces: Sequence[Piece], *, seal: bool) -> Segment:
     """One segment of neighbouring pieces, as a zstd frame if it is to be sealed."""
     body, codec = b"[" + b",".join([piece.body for piece in pieces]) + b"]", PLAIN
     if seal:
-        body, codec = _compressor.compress(body), ZSTD
+        body, codec = _zstd.compressor.compress(body), ZSTD
     last = pieces[-1]
     return Segment(
         first=pieces[0].first,
@@ -194,7 +194,7 @@ def plain(segment: Segment, agent: str) -> bytes:
         size = zstandard.frame_content_size(segment.body)
         if not 0 <= size <= BODY_BYTES_MAX:
             raise damaged(segment, agent, f"it declares {size} bytes")
-        return _decompressor.decompress(segment.body)
+        return _zstd.decompressor.decompress(segment.body)
     except zstandard.ZstdError as error:
         raise damaged(segment, agent, str(error)) from error
 
@@ -209,21 +209,42 @@ def json_bytes(segment: Segment) -> int:
         return len(segment.body)
 
 
-def events(segment: Segment, agent: str) -> list[Event]:
-    """The events of a segment, checked to be the ones its row promises.
+def events(segment: Segment, agent: str, *, last: int = SEQUENCE_MAX) -> list[Event]:
+    """The events of a segment up to `last`, checked to be the ones its row promises.
 
     Raises:
         Corrupt: names the events that the damaged row holds.
     """
+    body = plain(segment, agent)
+    found = None
+    if last < segment.last:
+        found = _beginning(body, last)
     try:
-        found = decode_all(plain(segment, agent))
+        if found is None:
+            found = decode_all(body)[: max(0, last - segment.first + 1)]
     except Corrupt as error:
-        if error.hint:
-            raise
         raise damaged(segment, agent, error.message) from error
-    if [event.sequence for event in found] != list(range(segment.first, segment.last + 1)):
+    wanted = range(segment.first, min(last, segment.last) + 1)
+    if [event.sequence for event in found] != list(wanted):
         raise damaged(segment, agent, "its events are not the ones it should hold")
     return found
+
+
+def _beginning(body: bytes, last: int) -> list[Event] | None:
+    """The events up to `last` of an array, without decoding what comes after; None if not found.
+
+    An event begins with its id, and its sequence comes before its data. Data may look like that,
+    too: what is cut there does not decode, or ends with another event.
+    """
+    following = body.find(b',"sequence":%d,"time":' % (last + 1))
+    end = body.rfind(b',{"id":"', 0, max(0, following))
+    if end < 0:
+        return None
+    try:
+        found = decode_all(body[:end] + b"]")
+    except Corrupt:
+        return None
+    return found if found[-1].sequence == last else None
 
 
 def salvage(segment: Segment) -> tuple[dict[int, bytes], list[int]]:
@@ -234,7 +255,7 @@ def salvage(segment: Segment) -> tuple[dict[int, bytes], list[int]]:
         # A frame whose end is damaged still gives what stands before it.
         whole = bytearray()
         with contextlib.suppress(zstandard.ZstdError):
-            for chunk in _decompressor.read_to_iter(segment.body, read_size=1024):
+            for chunk in _zstd.decompressor.read_to_iter(segment.body, read_size=1024):
                 whole += chunk
         body = bytes(whole)
     if len(segment.crcs) != 4 * len(sequences):

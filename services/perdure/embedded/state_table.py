@@ -17,6 +17,7 @@ import zstandard
 
 from perdure.embedded import event_rows
 from perdure.embedded.database import Database
+from perdure.embedded.zstd import Zstd
 from perdure.model.timeline import Span
 from perdure.ports import Finding, SavedState
 
@@ -37,8 +38,7 @@ LEVEL: Final = 1
 """zstd level: a state checkpoint is written often and soon replaced."""
 STATE_BYTES_MAX: Final = 1 << 30
 
-_compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
-_decompressor = zstandard.ZstdDecompressor()
+_zstd = Zstd(level=LEVEL)
 
 
 class SqliteStateTable:
@@ -46,11 +46,12 @@ class SqliteStateTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ids = event_rows.AgentIds()
 
     async def nearest(self, projection: str, key: str, spans: Sequence[Span]) -> SavedState | None:
         for span in reversed(spans):
             with self._database.reading() as connection:
-                agent_id = event_rows.find(connection, span.agent)
+                agent_id = self._ids.find(connection, span.agent)
                 rows = connection.execute(
                     "SELECT sequence, crc, body FROM states WHERE agent = ? AND projection = ?"
                     " AND key = ? AND sequence BETWEEN ? AND ? ORDER BY sequence DESC",
@@ -64,7 +65,7 @@ class SqliteStateTable:
         return None
 
     async def save(self, saved: SavedState) -> None:
-        body = await asyncio.to_thread(_compressor.compress, saved.data)
+        body = await asyncio.to_thread(_packed, saved.data)
         crc = zlib.crc32(body)
 
         def job(connection: sqlite3.Connection) -> None:
@@ -125,12 +126,16 @@ def surplus(sequences: Sequence[int]) -> list[int]:
     return drop
 
 
+def _packed(data: bytes) -> bytes:
+    return _zstd.compressor.compress(data)
+
+
 def _plain(body: bytes, crc: int) -> bytes | None:
     if zlib.crc32(body) != crc:
         return None
     try:
         if not 0 <= zstandard.frame_content_size(body) <= STATE_BYTES_MAX:
             return None
-        return _decompressor.decompress(body)
+        return _zstd.decompressor.decompress(body)
     except zstandard.ZstdError:
         return None
