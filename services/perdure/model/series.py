@@ -58,6 +58,18 @@ class Series(Sequence[T]):
         longer._length = self._length + 1
         return longer
 
+    def extend(self, more: Iterable[T]) -> "Series[T]":
+        """A series with more items at its end.
+
+        >>> Series([1]).extend([2, 3])
+        Series([1, 2, 3])
+        """
+        items = self._items
+        if len(items) != self._length:
+            items = items[: self._length]
+        items += more
+        return Series.adopt(items)
+
     def to_list(self) -> list[T]:
         """A list of the items, the caller's own.
 

@@ -39,9 +39,9 @@ class _Fields(msgspec.Struct, frozen=True):
 class Tools(_Fields, frozen=True):
     """What tools were asked and answered: the data of `tool.called`, `.executed` and `.failed`."""
 
-    calls: Series[JSON] = msgspec.field(default_factory=Series[JSON])
-    results: Series[JSON] = msgspec.field(default_factory=Series[JSON])
-    failures: Series[JSON] = msgspec.field(default_factory=Series[JSON])
+    calls: Series[JSON] = msgspec.field(default_factory=Series)
+    results: Series[JSON] = msgspec.field(default_factory=Series)
+    failures: Series[JSON] = msgspec.field(default_factory=Series)
 
 
 class Action(_Fields, frozen=True):
@@ -66,13 +66,13 @@ class Task(_Fields, frozen=True):
     last_action: Action | None = None
     next_step: JSON = None
     systems: tuple[str, ...] = ()
-    data: Map[JSON] = msgspec.field(default_factory=Map[JSON])
+    data: Map[JSON] = msgspec.field(default_factory=Map)
 
 
 class Memories(_Fields, frozen=True):
     """Which memories there are: `ids` maps each to the sequence that stored it."""
 
-    ids: Map[int] = msgspec.field(default_factory=Map[int])
+    ids: Map[int] = msgspec.field(default_factory=Map)
     count: int = 0
 
 
@@ -107,15 +107,15 @@ class State(_Fields, frozen=True):
 
     agent: str
     sequence: int = 0
-    messages: Series[dict[str, JSON]] = msgspec.field(default_factory=Series[dict[str, JSON]])
+    messages: Series[dict[str, JSON]] = msgspec.field(default_factory=Series)
     plan: JSON = None
-    decisions: Series[JSON] = msgspec.field(default_factory=Series[JSON])
+    decisions: Series[JSON] = msgspec.field(default_factory=Series)
     tools: Tools = msgspec.field(default_factory=Tools)
-    tasks: Map[Task] = msgspec.field(default_factory=Map[Task])
-    records: Map[JSON] = msgspec.field(default_factory=Map[JSON])
-    record_versions: Map[int] = msgspec.field(default_factory=Map[int])
+    tasks: Map[Task] = msgspec.field(default_factory=Map)
+    records: Map[JSON] = msgspec.field(default_factory=Map)
+    record_versions: Map[int] = msgspec.field(default_factory=Map)
     memories: Memories = msgspec.field(default_factory=Memories)
-    checkpoints: Map[SavedObject] = msgspec.field(default_factory=Map[SavedObject])
+    checkpoints: Map[SavedObject] = msgspec.field(default_factory=Map)
 
 
 _set = msgspec.structs.force_setattr
@@ -134,45 +134,52 @@ def fold(state: State, events: Iterable[Event]) -> State:
     """
     # One private copy is changed in place by all events of a batch, then handed out for good.
     new = copy.copy(state)
-    sequence, agent = state.sequence, state.agent
+    added: dict[str, list[JSON]] = {event_type: [] for event_type in _GROWING}
+    event = None
     for event in events:
-        sequence, agent = event.sequence, event.subject
-        handler = _HANDLERS.get(event.type)
-        if handler is not None:
+        items = added.get(event.type)
+        if items is not None:
+            items.append(event.data)
+        elif (handler := _HANDLERS.get(event.type)) is not None:
             handler(new, event)
         if event.correlation_id is not None and event.correlation_id in new.tasks:
             _touch(new, event)
-    _set(new, "sequence", sequence)
-    _set(new, "agent", agent)
+    if event is not None:
+        _grow(new, added)
+        _set(new, "sequence", event.sequence)
+        _set(new, "agent", event.subject)
     return new
 
 
-def _message(state: State, event: Event) -> None:
-    if type(event.data) is dict:
-        _set(state, "messages", state.messages.append(event.data))
+# Nothing else reads what these add, so a batch adds them in one go.
+_GROWING: Final = (
+    "message.added",
+    "decision.made",
+    "tool.called",
+    "tool.executed",
+    "tool.failed",
+)
+
+
+def _grow(state: State, added: dict[str, list[JSON]]) -> None:
+    messages, decisions, calls, results, failures = (added[name] for name in _GROWING)
+    if messages:
+        said = [message for message in messages if type(message) is dict]
+        _set(state, "messages", state.messages.extend(said))
+    if decisions:
+        _set(state, "decisions", state.decisions.extend(decisions))
+    if calls or results or failures:
+        tools = state.tools
+        tools = Tools(
+            tools.calls.extend(calls) if calls else tools.calls,
+            tools.results.extend(results) if results else tools.results,
+            tools.failures.extend(failures) if failures else tools.failures,
+        )
+        _set(state, "tools", tools)
 
 
 def _plan(state: State, event: Event) -> None:
     _set(state, "plan", event.data)
-
-
-def _decision(state: State, event: Event) -> None:
-    _set(state, "decisions", state.decisions.append(event.data))
-
-
-def _tool_called(state: State, event: Event) -> None:
-    tools = state.tools
-    _set(state, "tools", Tools(tools.calls.append(event.data), tools.results, tools.failures))
-
-
-def _tool_executed(state: State, event: Event) -> None:
-    tools = state.tools
-    _set(state, "tools", Tools(tools.calls, tools.results.append(event.data), tools.failures))
-
-
-def _tool_failed(state: State, event: Event) -> None:
-    tools = state.tools
-    _set(state, "tools", Tools(tools.calls, tools.results, tools.failures.append(event.data)))
 
 
 def _task(state: State, event: Event) -> None:
@@ -269,12 +276,7 @@ def _checkpoint(state: State, event: Event) -> None:
 
 
 _HANDLERS: Final[dict[str, Callable[[State, Event], None]]] = {
-    "message.added": _message,
     "plan.generated": _plan,
-    "decision.made": _decision,
-    "tool.called": _tool_called,
-    "tool.executed": _tool_executed,
-    "tool.failed": _tool_failed,
     "task.started": _task,
     "task.finished": _task,
     "task.failed": _task,
