@@ -146,3 +146,24 @@ def test_the_file_is_where_users_are_told(tmp_path):
     with perdure.connect_sync(tmp_path) as store:
         store.emit(AGENT, "note", 1)
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ["perdure.db"]
+
+
+async def test_a_head_does_not_grow_with_every_process_that_ever_wrote(tmp_path):
+    """The counters of past writers are looked up, not carried along; and they still count."""
+    async with perdure.connect(tmp_path) as store:
+        agent = await store.agent("many/writers")
+        first = [
+            await agent.emit("note", n, writer=f"w{n}", writer_sequence=5) for n in range(1_000)
+        ]
+        log = store._backend.log
+        assert len((await log.claim("many/writers")).writers) < 500
+    async with perdure.connect(tmp_path) as store:
+        agent = await store.agent("many/writers")
+        assert len((await store._backend.log.claim("many/writers")).writers) < 500
+    async with perdure.connect(tmp_path) as store:
+        agent = await store.agent("many/writers")
+        assert await agent.emit("note", 3, writer="w3", writer_sequence=5) == first[3]
+        with pytest.raises(perdure.SequenceConflict):
+            await agent.emit("note", 3, writer="w3", writer_sequence=4)
+        assert (await agent.emit("note", 4, writer="w4")).writer_sequence == 6
+        assert await agent.sequence() == 1_001

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeAlias
 
+import msgspec
 import uuid_utils
 
 from perdure.embedded import event_rows, memory_index, segments
@@ -26,7 +27,10 @@ from perdure.model.event import Event, ids_of_all
 from perdure.model.sequencing import Append, Head, Recorded, decide, first_chain
 
 STREAMS_MAX: Final = 1024
-"""Heads kept in memory: each with at most one tail's ids (128) and its writers."""
+"""Heads kept in memory: each with one tail's ids, and at most `WRITERS_MAX` writers beside its."""
+
+WRITERS_MAX: Final = 256
+"""Writers' counters that a head keeps in memory when its tail is sealed; all are in a table."""
 
 ALONE_MAX: Final = 8
 """Writes in a row that don't wait for others to join them, after one that nobody joined: about a
@@ -92,7 +96,7 @@ class SqliteLog:
     async def claim(self, agent: str) -> Head:
         def job(connection: sqlite3.Connection) -> Head:
             stream = self._stream(connection, agent)
-            head = _with_epoch(stream.head, stream.head.epoch + 1)
+            head = msgspec.structs.replace(stream.head, epoch=stream.head.epoch + 1)
             connection.execute(
                 "UPDATE agents SET epoch = ? WHERE id = ?",
                 (head.epoch, _row_id(connection, stream)),
@@ -286,6 +290,8 @@ class SqliteLog:
             [(key, name, stream.head.writers[name]) for name in stream.fresh_writers],
         )
         stream.fresh_writers.clear()
+        if len(stream.head.writers) > WRITERS_MAX:
+            stream.head = msgspec.structs.replace(stream.head, writers={})
         if plain:
             stream.tail_ids = {name: at for name, at in stream.tail_ids.items() if at > sealed_to}
         else:
@@ -350,6 +356,12 @@ class _Recall:
                     return event if event.writer_sequence == writer_sequence else None
         return None
 
+    def last_of(self, agent: str, writer: str) -> int:  # noqa: ARG002 - its key is known
+        row = self._connection.execute(
+            "SELECT last FROM writers WHERE agent = ? AND writer = ?", (self._key, writer)
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
 
 def _load(connection: sqlite3.Connection, agent: str) -> _Stream:
     """An agent's head from disk."""
@@ -363,9 +375,7 @@ def _load(connection: sqlite3.Connection, agent: str) -> _Stream:
     agent_id, epoch, forked_at, chain, indexed, parent = row
     tail = event_rows.tail(connection, agent_id)
     newest = event_rows.newest(connection, agent_id)
-    writers = dict(
-        connection.execute("SELECT writer, last FROM writers WHERE agent = ?", (agent_id,))
-    )
+    writers: dict[str, int] = {}
     stream = _Stream(agent_id, Head(agent, forked_at, epoch, chain, None, writers))
     stream.indexed = bool(indexed)
     stream.parent, stream.forked_at = parent, forked_at
@@ -433,10 +443,6 @@ def _derive(connection: sqlite3.Connection, agent_id: int, new: Iterable[Recorde
                 "INSERT OR REPLACE INTO reverts (agent, sequence, target) VALUES (?, ?, ?)",
                 (agent_id, event.sequence, event.data["to"]),
             )
-
-
-def _with_epoch(head: Head, epoch: int) -> Head:
-    return Head(head.agent, head.sequence, epoch, head.chain, head.time_max, head.writers)
 
 
 def _new_id() -> str:

@@ -28,7 +28,8 @@ class Head(msgspec.Struct, frozen=True):
     """Where an agent's stream stands.
 
     `chain` is 32 bytes; `time_max` the latest time of any event so far; `writers` the last sequence
-    of each writer.
+    of those who wrote lately. Of all others `Recall.last_of` knows it: each process is a writer of
+    its own, and an agent may be opened by a million of them.
     """
 
     agent: str
@@ -70,7 +71,7 @@ class Verdict(NamedTuple):
 
 
 class Recall(Protocol):
-    """How the events that are recorded already are found; both give None where there is none."""
+    """How the events that are recorded already are found; None where there is none."""
 
     def by_id(self, agent: str, event_id: str) -> Event | None:
         """The agent's event of this id."""
@@ -78,6 +79,10 @@ class Recall(Protocol):
 
     def by_writer(self, agent: str, writer: str, writer_sequence: int) -> Event | None:
         """The agent's event that this writer gave this number."""
+        ...
+
+    def last_of(self, agent: str, writer: str) -> int:
+        """The last sequence of a writer that the head doesn't name; 0 where it has written none."""
         ...
 
 
@@ -165,7 +170,7 @@ class _Decision:
                 break
         else:  # Nothing is named that could be there already: most writes are such.
             self._check(append)
-            last = self._writers.get(append.writer, 0)
+            last = self._last(append.writer)
             return [
                 self._record(append, draft, append.writer, number)
                 for number, draft in enumerate(append.events, last + 1)
@@ -180,6 +185,13 @@ class _Decision:
             for found, draft, number in zip(known, append.events, numbers, strict=True)
         ]
 
+    def _last(self, writer: str) -> int:
+        """The last sequence of a writer, 0 before its first."""
+        last = self._writers.get(writer)
+        if last is None:
+            last = self._writers[writer] = self._recorded.last_of(self._before.agent, writer)
+        return last
+
     def _known(self, agent: str, draft: NewEvent) -> Event | None:
         """The event that this draft was recorded as before, if it was."""
         event_id, writer, number = draft.id, draft.writer, draft.writer_sequence
@@ -189,7 +201,7 @@ class _Decision:
         if found is None and event_id is not None:
             found = self._recorded.by_id(agent, event_id)
         if found is None and writer is not None and number is not None:
-            if number > self._writers.get(writer, 0):
+            if number > self._last(writer):
                 return None
             found = self._recorded.by_writer(agent, writer, number)
         return found
@@ -224,7 +236,7 @@ class _Decision:
         given: set[object] = set()
         for draft, found in zip(append.events, known, strict=True):
             writer = append.writer if draft.writer is None else draft.writer
-            last = counted.get(writer) or self._writers.get(writer, 0)
+            last = counted.get(writer) or self._last(writer)
             number = draft.writer_sequence
             again = found is not None or draft.id in given or (writer, number) in given
             if number is None:
