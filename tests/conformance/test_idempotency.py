@@ -1,6 +1,7 @@
 """The same write given again is one event, and has the same answer."""
 
 import asyncio
+import random
 
 import pytest
 
@@ -102,6 +103,26 @@ async def test_what_is_recorded_is_answered_before_anything_is_asked(place, key)
     assert await agent.emit("note", 1, expected_sequence=0, **key) == first
     with pytest.raises(perdure.WriterFenced):
         await agent.emit("note", 3)
+
+
+async def test_a_long_history_given_again_in_any_order_is_answered_event_by_event(place):
+    """Each repeated write gets its own event, whichever was repeated before it."""
+    order = random.Random(7)
+    store = await place.connect()
+    agent = await store.agent("airline/mia")
+    writes = [
+        {"data": {"n": n, "pad": order.randbytes(150).hex()}, "writer": f"w{n % 3}"}
+        for n in range(600)
+    ]
+    for n, write in enumerate(writes):
+        write |= {"writer_sequence": n + 1, "id": f"own-{n}" if n % 2 else None}
+    first = await agent.emit_many([NewEvent(type="note", **write) for write in writes])
+    for again in (writes, order.sample(writes, 200), writes[::-3]):
+        for write in again:
+            answer = await agent.emit("note", **write)
+            assert answer == first[write["writer_sequence"] - 1]
+            answer.data["n"] = "changed by who got it"
+    assert await agent.sequence() == 600
 
 
 async def test_a_writer_counts_up(store):

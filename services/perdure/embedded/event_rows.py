@@ -16,7 +16,7 @@ from perdure.embedded.segments import (
     position,
 )
 from perdure.errors import Corrupt, NotFound
-from perdure.model.event import Event, split_all
+from perdure.model.event import split_all
 from perdure.model.sequencing import link
 from perdure.model.timeline import Revert, Stream
 
@@ -144,15 +144,15 @@ def from_sequence(
             return  # The next row isn't even read.
 
 
-def event_at(connection: sqlite3.Connection, key: int, agent: str, sequence: int) -> Event:
-    """One event of an agent's own stream.
+def segment_of(connection: sqlite3.Connection, key: int, agent: str, sequence: int) -> Segment:
+    """The segment that holds an event of an agent's own stream.
 
     Raises:
-        Corrupt: it is missing or damaged.
+        Corrupt: it is missing.
     """
     for segment in from_sequence(connection, key, sequence, sequence):
         if segment.first <= sequence:
-            return segments.events(segment, agent)[sequence - segment.first]
+            return segment
     raise Corrupt(f"event {agent}@{sequence} is missing", hint=f"see `perdure verify {agent}`")
 
 

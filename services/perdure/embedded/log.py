@@ -21,9 +21,9 @@ import uuid_utils
 
 from perdure.embedded import event_rows, memory_index, segments
 from perdure.embedded.database import Database, settle
-from perdure.embedded.segments import Piece
+from perdure.embedded.segments import Piece, Segment
 from perdure.errors import AgentExists, NotFound, PerdureError, Refused
-from perdure.model.event import Event, ids_of_all
+from perdure.model.event import Event, decode, encode, ids_of_all
 from perdure.model.sequencing import Append, Head, Recorded, decide, first_chain
 
 STREAMS_MAX: Final = 1024
@@ -47,6 +47,7 @@ class _Stream:
     __slots__ = (
         "forked_at",
         "fresh_writers",
+        "given_again",
         "head",
         "id",
         "indexed",
@@ -70,6 +71,24 @@ class _Stream:
         self.tail_bytes = 0
         self.tail_ids: dict[str, int] = {}
         self.fresh_writers: set[str] = set()
+        self.given_again: dict[str, tuple[int, int]] = {}
+        """Of writers that repeat what is recorded: the number repeated last, and its sequence."""
+
+
+class _Decoded:
+    """The events of the segment that was looked into last: mostly the next look is into it too."""
+
+    def __init__(self) -> None:
+        self._of: tuple[int, int, int, int] | None = None
+        self._events: list[Event] = []
+
+    def events(self, segment: Segment, key: int, agent: str) -> list[Event]:
+        """As `segments.events`."""
+        of = (key, segment.first, segment.last, segment.crc)
+        if of != self._of:
+            self._of, self._events = None, segments.events(segment, agent)
+            self._of = of
+        return self._events
 
 
 class SqliteLog:
@@ -90,6 +109,7 @@ class SqliteLog:
         self._queue: list[_Waiting] = []
         self._recording: list[_Waiting] = []
         self._lock = threading.Lock()
+        self._decoded = _Decoded()
         self._alone = 0
         """How many appends may still go without waiting for the event loop's next turn."""
 
@@ -213,7 +233,7 @@ class SqliteLog:
         verdict = decide(
             stream.head,
             appends,
-            _Recall(connection, stream, self._stream),
+            _Recall(connection, stream, self._stream, self._decoded),
             now=self._clock(),
             new_id=_new_id,
             version_of=self._version_of,
@@ -308,8 +328,10 @@ class _Recall:
         connection: sqlite3.Connection,
         stream: _Stream,
         stream_of: Callable[[sqlite3.Connection, str], _Stream],
+        decoded: _Decoded,
     ) -> None:
         self._connection = connection
+        self._decoded = decoded
         self._stream = stream
         self._stream_of = stream_of
         self._key = -1 if stream.id is None else stream.id
@@ -320,7 +342,8 @@ class _Recall:
         if found is None and parent is not None:
             # What was done before the fork was done in the fork's history, too.
             stream = self._stream_of(self._connection, parent)
-            found = _Recall(self._connection, stream, self._stream_of).by_id(parent, event_id)
+            theirs = _Recall(self._connection, stream, self._stream_of, self._decoded)
+            found = theirs.by_id(parent, event_id)
             if found is not None and found.sequence > self._stream.forked_at:
                 return None
         return found
@@ -336,7 +359,8 @@ class _Recall:
             if row is None:
                 return None
             sequence = int(row[0])
-        return event_rows.event_at(self._connection, self._key, agent, sequence)
+        segment = event_rows.segment_of(self._connection, self._key, agent, sequence)
+        return _copy(self._decoded.events(segment, self._key, agent)[sequence - segment.first])
 
     def _index_sealed(self, agent: str) -> None:
         """Have the ids of the agent's sealed events in the table, from the first id given on."""
@@ -350,10 +374,36 @@ class _Recall:
         self._stream.indexed = True
 
     def by_writer(self, agent: str, writer: str, writer_sequence: int) -> Event | None:
+        # A writer's numbers go up along the stream, and whoever repeats them does so in order: all
+        # but the first are found a few events after the one before.
+        again = self._stream.given_again
+        number, at = again.get(writer, (writer_sequence + 1, 0))
+        found = (
+            self._onward(agent, writer, writer_sequence, at)
+            if number <= writer_sequence
+            else self._back(agent, writer, writer_sequence)
+        )
+        if found is None or found.writer_sequence != writer_sequence:
+            return None
+        if len(again) >= WRITERS_MAX:
+            again.clear()
+        again[writer] = (writer_sequence, found.sequence)
+        return _copy(found)
+
+    def _onward(self, agent: str, writer: str, number: int, first: int) -> Event | None:
+        """From a sequence on, the writer's first event of this number or a higher one."""
+        for segment in event_rows.from_sequence(self._connection, self._key, first):
+            for event in self._decoded.events(segment, self._key, agent):
+                if event.writer == writer and event.writer_sequence >= number:
+                    return event
+        return None
+
+    def _back(self, agent: str, writer: str, number: int) -> Event | None:
+        """From the end back, the writer's first event of this number or a lower one."""
         for segment in event_rows.newest_first(self._connection, self._key):
-            for event in reversed(segments.events(segment, agent)):
-                if event.writer == writer and event.writer_sequence <= writer_sequence:
-                    return event if event.writer_sequence == writer_sequence else None
+            for event in reversed(self._decoded.events(segment, self._key, agent)):
+                if event.writer == writer and event.writer_sequence <= number:
+                    return event
         return None
 
     def last_of(self, agent: str, writer: str) -> int:  # noqa: ARG002 - its key is known
@@ -361,6 +411,11 @@ class _Recall:
             "SELECT last FROM writers WHERE agent = ? AND writer = ?", (self._key, writer)
         ).fetchone()
         return 0 if row is None else int(row[0])
+
+
+def _copy(event: Event) -> Event:
+    """An event to give away: its data is the receiver's, who may change it."""
+    return decode(encode(event))
 
 
 def _load(connection: sqlite3.Connection, agent: str) -> _Stream:
