@@ -272,6 +272,30 @@ async def test_a_damaged_checkpoint_file_is_never_restored(folder, damage):
         assert len(await _read(folder, 1, EVENTS)) == EVENTS
 
 
+@pytest.mark.parametrize("column", ["first", "time_max", "codec", "crc", "chain", "crcs", "body"])
+async def test_a_column_that_lost_its_type_is_a_clear_error(sound, tmp_path, column):
+    """A row whose header is damaged reads as NULL: that is told as damage, by reading and verify."""
+    shutil.copytree(sound, tmp_path / "store")
+    connection = sqlite3.connect(tmp_path / "store" / DATABASE)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute(
+        "UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'segments'"
+    )
+    connection.commit()
+    connection.close()
+    connection = sqlite3.connect(tmp_path / "store" / DATABASE)
+    connection.execute(f"UPDATE segments SET {column} = NULL")
+    connection.commit()
+    connection.close()
+    async with perdure.connect(tmp_path / "store") as store:
+        with pytest.raises(Corrupt):
+            _ = [event async for event in store.view(AGENT).events()]
+        with pytest.raises(Corrupt):
+            await store.agent(AGENT)
+        with pytest.raises(Corrupt):
+            await store.view(AGENT).verify()
+
+
 @pytest.mark.parametrize("part", range(2))
 async def test_bytes_flipped_anywhere_give_the_truth_or_an_error(sound, tmp_path, part):
     """However the file is damaged: what is read, or called sound, is what was written."""

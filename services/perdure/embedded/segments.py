@@ -85,10 +85,21 @@ def position(agent_id: int, sequence: int) -> int:
 
 
 def from_row(row: Sequence[object]) -> Segment:
-    """A segment from a row of `COLUMNS`."""
+    """A segment from a row of `COLUMNS`.
+
+    Raises:
+        Corrupt: a column is not of its type, as a flipped bit of the row's header makes it.
+    """
     key, first, time_max, codec, crc, chain, crcs, body = row
-    last = int(key) & SEQUENCE_MAX  # type: ignore[call-overload]
-    return Segment(first, last, time_max, codec, crc, chain, crcs, body)  # type: ignore[arg-type]
+    if (
+        type(key) is type(first) is type(time_max) is type(codec) is type(crc) is int
+        and type(chain) is type(crcs) is type(body) is bytes
+    ):
+        return Segment(first, key & SEQUENCE_MAX, time_max, codec, crc, chain, crcs, body)
+    raise Corrupt(
+        f"row {key} of the table segments is damaged on disk: a column is not of its type",
+        hint="`perdure verify` names what is damaged; restore the file from a backup",
+    )
 
 
 class Piece(NamedTuple):
