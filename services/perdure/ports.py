@@ -61,7 +61,8 @@ class EventLog(Protocol):
     async def claim(self, agent: str) -> Head:
         """Open an agent for exclusive writing: raises its epoch by one and creates it if need be.
 
-        Durable when it returns. Every later append with an older epoch raises WriterFenced.
+        Holds when it returns: every later append with an older epoch, by any process, raises
+        WriterFenced. Durable at the latest with the first append of the new epoch.
         """
         ...
 

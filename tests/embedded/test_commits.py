@@ -101,10 +101,10 @@ async def test_a_write_while_a_slow_store_closes_is_answered(tmp_path, monkeypat
     go_on = threading.Semaphore(0)
     transact = database.Database._transact
 
-    def slow(self, jobs, *, wait):
+    def slow(self, jobs, **options):
         begun.put(None)
         assert go_on.acquire(timeout=30)
-        return transact(self, jobs, wait=wait)
+        return transact(self, jobs, **options)
 
     store = await perdure.connect(tmp_path)
     await store.emit(AGENT, "note", 1)
@@ -147,3 +147,28 @@ async def test_a_write_that_fails_in_an_unknown_way_is_told_and_blocks_nobody(
 
 def _raise(*_args: object) -> list[object]:
     raise ZeroDivisionError
+
+
+async def test_whatever_holds_events_is_synced(statements, tmp_path):
+    """Opening agents doesn't wait for the disk; a commit that records events always does."""
+    async with perdure.connect(tmp_path) as store:
+        del statements[:]
+        agents = [await store.agent(f"commits/{n}") for n in range(4)]
+        for agent in agents:
+            await agent.emit("note", 1)
+            await store.agent(agent.name + "-too")
+        await asyncio.gather(
+            *[agent.emit("note", 2) for agent in agents],
+            *[store.agent(f"commits/new-{n}") for n in range(4)],
+            store.emit("commits/shared", "note", 3),
+        )
+        seen = list(statements)
+    syncing, recording, levels = True, False, set()
+    for statement in seen:
+        if statement.startswith("PRAGMA synchronous"):
+            syncing = statement.endswith("FULL")
+        recording |= statement.startswith("INSERT INTO segments")
+        if statement == "COMMIT":
+            levels.add((recording, syncing))
+            recording = False
+    assert levels == {(True, True), (False, False)}

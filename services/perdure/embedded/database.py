@@ -2,7 +2,8 @@
 
 Invariants:
 - A write's answer is given after its transaction is on disk: WAL with `synchronous=FULL` syncs the
-  log at each commit, so it survives power loss.
+  log at each commit, so it survives power loss. What needs no answer that lasts (`durable=False`)
+  is there for every process at once, and on disk with the next commit that is synced.
 - Writes that wait at the same time share one transaction, and with it one sync.
 - A failed transaction leaves nothing behind, and every write that was in it is told.
 - The format version is in the file (`user_version`), and a file of another program, of a newer
@@ -51,7 +52,7 @@ PAGE_BYTES: Final = 2048
 Job: TypeAlias = Callable[[sqlite3.Connection], object]
 Migration: TypeAlias = Callable[[sqlite3.Connection], None]
 Done: TypeAlias = Callable[[object], None]
-_Waiting: TypeAlias = tuple[Job, Done]
+_Waiting: TypeAlias = tuple[Job, Done, bool]
 
 
 class Transactions(Protocol):
@@ -99,6 +100,8 @@ class Database:
         self._threads: ThreadPoolExecutor | None = None
         self._commit_seconds = 0.0
         self._data_version = -1
+        self._syncing = False
+        """Whether the writer syncs the log at a commit."""
         self._closed = False
         self._writer: sqlite3.Connection | None = None
         existed = path.exists()
@@ -113,6 +116,7 @@ class Database:
                     _write_ahead(self._writer, busy_seconds)
                     # FULL, not NORMAL: a commit that was acknowledged must survive power loss.
                     self._writer.execute("PRAGMA synchronous = FULL")
+                    self._syncing = True
                     self._migrate(migrations)
                     self._writer.execute("PRAGMA busy_timeout = 0")
                 self._reader.execute("PRAGMA query_only = ON")
@@ -153,8 +157,11 @@ class Database:
         """A number that differs whenever any process has committed something since."""
         return int(self.read().execute("PRAGMA data_version").fetchone()[0])
 
-    async def write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+    async def write(self, job: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
         """Run `job` in a transaction and give back its result once that is on disk.
+
+        With `durable` off, power loss may undo it, as a whole and with nothing that was answered
+        before; a killed process does not.
 
         A job raises a PerdureError only before its first statement that writes: the transaction
         goes on for the others that share it.
@@ -167,10 +174,10 @@ class Database:
         def done(result: object) -> None:
             settle(future, result)
 
-        self.submit(job, done)
+        self.submit(job, done, durable=durable)
         return await future
 
-    def submit(self, job: Job, done: Done) -> None:
+    def submit(self, job: Job, done: Done, *, durable: bool = True) -> None:
         """Run `job` as `write` does; `done` gets its result, or the exception, on the event loop.
 
         For who has many to answer: it spares each of them a turn of the loop.
@@ -179,7 +186,7 @@ class Database:
             raise StoreClosed(f"the store at {self.path.parent} is closed", hint="connect again")
         if self._writer is None:
             raise StoreReadOnly(f"{self.path} was opened for reading only", hint="open it to write")
-        self._queue.append((job, done))
+        self._queue.append((job, done, durable))
         if not self._scheduled:
             # Not at once: what is written in the same turn of the loop joins the transaction.
             self._scheduled = True
@@ -195,11 +202,12 @@ class Database:
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         queue, self._queue = self._queue, []
-        jobs = [job for job, _ in queue]
+        jobs = [job for job, _, _ in queue]
+        durable = any(durable for _, _, durable in queue)
         # A file that was closed meanwhile answers at once, and has no threads any more.
         inline = self._commit_seconds <= INLINE_SECONDS_MAX or self._writer is None
         try:
-            results = self._transact(jobs, wait=False) if inline else None
+            results = self._transact(jobs, wait=False, durable=durable) if inline else None
         except Exception as error:  # noqa: BLE001 - whoever waits for it gets it
             results = [error] * len(jobs)
         except BaseException as error:
@@ -215,7 +223,7 @@ class Database:
         def transact() -> None:
             answers: list[object]
             try:
-                answers = self._transact(jobs, wait=True) or []
+                answers = self._transact(jobs, wait=True, durable=durable) or []
             except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
                 answers = [error] * len(jobs)
             # A loop that was closed meanwhile has nobody left who waits for the answer.
@@ -230,20 +238,22 @@ class Database:
         results: list[object],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        for (_, done), result in zip(queue, results, strict=True):
+        for (_, done, _), result in zip(queue, results, strict=True):
             done(result)
         if self._queue:
             loop.call_soon(self._flush, loop)
         else:
             self._scheduled = False
 
-    def _transact(self, jobs: list[Job], *, wait: bool) -> list[object] | None:
+    def _transact(
+        self, jobs: list[Job], *, wait: bool, durable: bool = True
+    ) -> list[object] | None:
         """Run jobs in one transaction; None where the write lock is taken and `wait` is off."""
         with self._lock:
             connection = self._writer
             if connection is None:
                 raise StoreClosed(f"the store at {self.path.parent} is closed")
-            if not self._begin(connection, wait=wait):
+            if not self._begin(connection, wait=wait, durable=durable):
                 return None
             try:
                 results = self._run(connection, jobs)
@@ -260,12 +270,16 @@ class Database:
                     raise translate(error, self.path) from error
                 raise
             # The disk's part alone: the jobs' part takes the interpreter's lock in any thread.
-            self._commit_seconds += (spent - self._commit_seconds) / 16
+            if durable:
+                self._commit_seconds += (spent - self._commit_seconds) / 16
             return results
 
-    def _begin(self, connection: sqlite3.Connection, *, wait: bool) -> bool:
+    def _begin(self, connection: sqlite3.Connection, *, wait: bool, durable: bool) -> bool:
         """Take the write lock; False where another process has it and `wait` is off."""
         try:
+            if durable != self._syncing:  # Can't be set once the transaction has begun.
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._syncing = durable
             if wait:
                 connection.execute(f"PRAGMA busy_timeout = {int(self.busy_seconds * 1000)}")
             try:

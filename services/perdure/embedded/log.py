@@ -124,7 +124,8 @@ class SqliteLog:
             stream.head = head
             return head
 
-        return await self._database.write(job)
+        # Nobody whom it shuts out outlives the machine, and the first write puts it on disk.
+        return await self._database.write(job, durable=False)
 
     def append(self, append: Append) -> Awaitable[list[Event]]:
         future: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
@@ -192,7 +193,7 @@ class SqliteLog:
             stream = self._stream(connection, agent)
             self._seal(connection, _row_id(connection, stream), stream, [], always=True)
 
-        await self._database.write(job)
+        await self._database.write(job, durable=False)
 
     def _record_queue(self, connection: sqlite3.Connection) -> list[list[Event] | PerdureError]:
         """Decide and write all appends that wait."""

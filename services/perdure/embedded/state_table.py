@@ -88,7 +88,8 @@ class SqliteStateTable:
                 [(agent, saved.projection, at) for at in surplus([row[0] for row in rows])],
             )
 
-        await self._database.write(job)
+        # Power loss costs a fold, no more: not worth waiting for the disk.
+        await self._database.write(job, durable=False)
 
     async def check(self, agent: str) -> list[Finding]:
         findings = []

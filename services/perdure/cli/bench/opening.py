@@ -55,7 +55,8 @@ async def opening(bench: Workbench) -> Measurement:
         f"each agent's state is {RECORDS:,} records, put anew again and again: "
         + ", ".join(f"{size:,}" for size in sizes)
         + " bytes of JSON",
-        "opening: claim (one commit), read, decode, fold the tail; nothing of the agent is cached",
+        "opening: claim (a commit that the first write syncs), read, decode, fold the tail; nothing"
+        " of the agent is cached",
         f"{EVENTS_BETWEEN} events are written before each, so that tails are short and long",
         "decoding is of the state's bytes in memory (zstd, then JSON), after the same connecting",
     ]
