@@ -274,7 +274,7 @@ async def test_a_damaged_checkpoint_file_is_never_restored(folder, damage):
 
 @pytest.mark.parametrize("column", ["first", "time_max", "codec", "crc", "chain", "crcs", "body"])
 async def test_a_column_that_lost_its_type_is_a_clear_error(sound, tmp_path, column):
-    """A row whose header is damaged reads as NULL: that is told as damage, by reading and verify."""
+    """A row whose header is damaged reads as NULL: reading and verifying tell of damage."""
     shutil.copytree(sound, tmp_path / "store")
     connection = sqlite3.connect(tmp_path / "store" / DATABASE)
     connection.execute("PRAGMA writable_schema = ON")
@@ -284,7 +284,7 @@ async def test_a_column_that_lost_its_type_is_a_clear_error(sound, tmp_path, col
     connection.commit()
     connection.close()
     connection = sqlite3.connect(tmp_path / "store" / DATABASE)
-    connection.execute(f"UPDATE segments SET {column} = NULL")
+    connection.execute(f"UPDATE segments SET {column} = NULL")  # noqa: S608 - one of ours
     connection.commit()
     connection.close()
     async with perdure.connect(tmp_path / "store") as store:

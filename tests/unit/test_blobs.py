@@ -211,7 +211,7 @@ def test_killed_in_the_middle(tmp_path):
     assert acknowledged >= 8
 
 
-def test_leftovers_of_killed_writers_are_removed(tmp_path):
+async def test_leftovers_of_killed_writers_are_removed(tmp_path):
     """Once they are old and nobody holds them; a slow writer's file is left alone."""
     import fcntl
 
@@ -227,7 +227,7 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
         os.utime(path, (long_ago, long_ago))
     with held.open("rb") as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
-        FolderBlobs(tmp_path)
+        await FolderBlobs(tmp_path).put("1" * 64, b"one")
     assert [fresh, held, kept] == [path for path in (old, fresh, held, kept) if path.exists()]
-    FolderBlobs(tmp_path)
+    await FolderBlobs(tmp_path).put("2" * 64, b"two")
     assert not held.exists()
