@@ -194,3 +194,18 @@ async def test_states_that_are_saved_at_once_are_each_what_was_saved(store):
         saved = await states.nearest("text", "1", [Span(name, 1, 1)])
         assert saved is not None
         assert saved.data == data[name]
+
+
+async def test_what_a_caller_does_to_values_it_got_is_never_saved(place):
+    """A changed event or message changes no saved state: the next opening reads what happened."""
+    agent = await (await place.connect()).agent("airline/mia")
+    events = [await agent.emit("decision.made", {"n": 0})]
+    for n in range(100):
+        message = {"role": "user", "content": "seat " * 200, "n": n}
+        events.append(await agent.emit("message.added", message))
+        events[n].data["n"] = agent.state.messages[n]["n"] = "changed"
+    await agent.close()
+    again = await (await place.connect()).agent("airline/mia")
+    assert [message["n"] for message in again.state.messages] == list(range(100))
+    assert list(again.state.decisions) == [{"n": 0}]
+    assert (await again.verify()).sound

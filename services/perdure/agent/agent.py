@@ -5,7 +5,8 @@ Invariants:
   where one of them can't be read or folded, asking for `state` raises.
 - A write that was recorded is answered, whatever then becomes of the state.
 - A handle whose epoch is not the newest writes nothing.
-- Saving a state checkpoint never delays or fails a write.
+- Saving a state checkpoint never delays or fails a write. What is saved is folded from what is
+  recorded, never the state at hand: its values are given away, and who gets them may change them.
 """
 
 import asyncio
@@ -31,7 +32,6 @@ from perdure.model.projection import DEFAULT
 from perdure.model.sequencing import Append, Head
 from perdure.model.state import SavedObject, State
 from perdure.model.timeline import history, onward, undone
-from perdure.projector.restore import save
 
 ENVELOPE_BYTES: Final = 300
 """What the attributes of an event take beside its data, roughly: for the checkpoint policy only."""
@@ -107,10 +107,7 @@ class Agent(AgentView):
         """
         if self._failure is not None:
             raise self._failure.with_traceback(None)
-        if self._pending:
-            # Cleared when they are folded: what an upcaster fails on must not be left out silently.
-            self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(self._pending))
-            self._pending = []
+        self._fold_pending()
         return self._state
 
     async def refresh(self) -> State:
@@ -258,8 +255,7 @@ class Agent(AgentView):
         self._session.opened.discard(self)
         # What is left to do saves time and space, nothing else: where it fails, it is left.
         await self._saved_all()
-        with contextlib.suppress(PerdureError):
-            self._save_when_due(self.state, at_rest=True)
+        self._save_when_due(at_rest=True)
         await self._saved_all()
         with contextlib.suppress(PerdureError):
             await self._backend.log.settle(self.name)
@@ -305,9 +301,16 @@ class Agent(AgentView):
             self._pending += answers
             self._tail_bytes += size + ENVELOPE_BYTES * len(answers)
             if len(self._pending) >= PENDING_MAX:
-                self._save_when_due(self.state)
+                self._fold_pending()
+                self._save_when_due()
         elif last > known or self._failure is not None:  # Others have written in between.
             await self._catch_up(last)
+
+    def _fold_pending(self) -> None:
+        if self._pending:
+            # Cleared when they are folded: what an upcaster fails on must not be left out silently.
+            self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(self._pending))
+            self._pending = []
 
     async def _catch_up(self, to: int) -> None:
         async with self._catching_up:
@@ -329,7 +332,7 @@ class Agent(AgentView):
             if state.sequence > self._sequence:
                 self._take_over(state)
                 self._tail_bytes += size
-                self._save_when_due(state)
+                self._save_when_due()
 
     def _take_over(self, state: State) -> None:
         self._state, self._sequence, self._pending = state, state.sequence, []
@@ -341,14 +344,14 @@ class Agent(AgentView):
         self._take_over(restored.state)
         self._sequence = restored.sequence
         self._saved_bytes, self._tail_bytes = restored.saved, restored.folded
-        self._save_when_due(restored.state, at_rest=True)
+        self._save_when_due(at_rest=True)
 
-    def _save_when_due(self, state: State, *, at_rest: bool = False) -> None:
+    def _save_when_due(self, *, at_rest: bool = False) -> None:
         if self._saving is None and policy.due(
             self._tail_bytes, self._saved_bytes, at_rest=at_rest
         ):
             self._tail_bytes = 0
-            self._saving = asyncio.create_task(self._save(state))
+            self._saving = asyncio.create_task(self._save())
             self._saving.add_done_callback(self._saved)
 
     async def _saved_all(self) -> None:
@@ -361,17 +364,11 @@ class Agent(AgentView):
             # The store can't take it now: a checkpoint is never needed, the next one will do.
             self._tail_bytes = 0
 
-    async def _save(self, state: State) -> None:
-        if state.sequence == 0 or state.agent != self.name:
-            return
-        self._saved_bytes = await save(
-            self._backend.states,
-            self._session.upcasters,
-            projection=DEFAULT,
-            agent=self.name,
-            sequence=state.sequence,
-            state=state,
-        )
+    async def _save(self) -> None:
+        lineage = await self._lineage()
+        restored = await self._restored(DEFAULT, lineage, lineage[0].sequence)
+        if lineage[0].forked_at < restored.sequence:
+            self._saved_bytes = await self._keep(DEFAULT, restored)
 
 
 _EFFECTS = frozenset({"tool.called", "tool.executed", "step.started", "step.completed"})

@@ -445,15 +445,18 @@ class AgentView:
             # Where it can't be kept (a store that is read only, a state that is no JSON), the next
             # reader folds again: no reason to fail this one.
             with contextlib.suppress(PerdureError):
-                await save(
-                    self._backend.states,
-                    self._session.upcasters,
-                    projection=projection,
-                    agent=self.name,
-                    sequence=at,
-                    state=restored.state,
-                )
+                await self._keep(projection, restored)
         return restored
+
+    async def _keep(self, projection: Projection[S], restored: Restored[S]) -> int:
+        return await save(
+            self._backend.states,
+            self._session.upcasters,
+            projection=projection,
+            agent=self.name,
+            sequence=restored.sequence,
+            state=restored.state,
+        )
 
     async def _restored(self, projection: Projection[S], lineage: Lineage, at: int) -> Restored[S]:
         backend = self._backend
