@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pty
+import re
 
 import msgspec
 import pytest
@@ -326,6 +327,23 @@ def test_colours_are_for_terminals_and_can_be_refused(mia, tmp_path):
     listed = _on_a_terminal("agents", "--store", store)
     assert "airline/mia" in listed
     assert "─" in listed
+
+
+def test_a_terminal_breaks_long_lines_between_words(run, tmp_path):
+    """What is longer than a terminal is wide goes on below, indented, with its words whole."""
+    text = "a row at the window please and if there is none then one at the aisle"
+    asyncio.run(_emit_one(tmp_path / "store", text))
+    store = ("--store", str(tmp_path / "store"))
+    shown = _on_a_terminal("diff", "airline/wordy", "0", "1", *store, COLUMNS="40", NO_COLOR="1")
+    lines = shown.splitlines()
+    assert any(line.startswith("  ") for line in lines)
+    assert max(len(line) for line in lines) <= 40
+    assert set(text.split()) <= set(re.findall("[a-z]+", shown))
+
+
+async def _emit_one(path, text):
+    async with perdure.connect(path) as store:
+        await store.emit("airline/wordy", "message.added", {"role": "user", "content": text})
 
 
 def test_json_is_the_same_on_a_terminal(mia, tmp_path):

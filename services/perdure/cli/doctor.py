@@ -87,6 +87,6 @@ def _show(found: Diagnosis) -> None:
     output.line()
     for check in found.checks:
         mark, colour = _MARKS[check.level]
-        output.styled(f"{mark:<8}{check.name}: {check.message}", colour)
+        output.styled(f"{mark:<8}{check.name}: {check.message}", colour, indent=8)
         if check.hint:
             output.line(f"        hint: {output.safe(check.hint)}")

@@ -183,14 +183,26 @@ def fields(pairs: Sequence[tuple[str, str]]) -> None:
     console().print(grid)
 
 
-def styled(text: str, style: str) -> None:
-    """Print a line of data, in a colour where a terminal shows it."""
-    if to_terminal():
-        from rich.text import Text
+def styled(text: str, style: str, *, indent: int = 0) -> None:
+    """Print a line of data, in a colour where a terminal shows it.
 
-        console().print(Text(safe(text), style=style), soft_wrap=True)
-    else:
+    A terminal breaks it between words, and what goes on below is indented by that many columns.
+    """
+    if not to_terminal():
         line(safe(text))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Text(safe(text), style=style)
+    if not indent:
+        console().print(shown)
+        return
+    grid = Table.grid()
+    grid.add_column(width=indent)
+    grid.add_column(overflow="fold")
+    grid.add_row(shown[:indent], shown[indent:])
+    console().print(grid)
 
 
 def width_of(text: str) -> int:

@@ -166,7 +166,7 @@ def _show(hit: Hit, searched: Among) -> None:
     text = hit.text
     if searched is Among.MESSAGES:
         text, about = (output.shortened(each, _MESSAGE_CHARS) for each in (text, about))
-    output.styled(f"{hit.score:.2f}  {text}", "bold")
+    output.styled(f"{hit.score:.2f}  {text}", "bold", indent=6)
     if about:
         output.line(f"      {output.safe(about)}")
     time = hit.time.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -98,7 +98,7 @@ def diff(
             if as_json:
                 output.json_value(difference)
             else:
-                output.styled(str(difference), _COLOURS[difference.kind])
+                output.styled(str(difference), _COLOURS[difference.kind], indent=2)
         if not differences and not as_json:
             output.note("the two states are equal")
 

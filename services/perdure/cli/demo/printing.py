@@ -2,6 +2,8 @@
 
 import contextlib
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -38,7 +40,7 @@ from perdure.cli.demo.results import (
     Tally,
     Verified,
 )
-from perdure.cli.output import safe, shortened, size
+from perdure.cli.output import counted, safe, shortened, size
 
 PIPED_WIDTH: Final = 100
 """Columns of what is written to a file or another program."""
@@ -60,8 +62,8 @@ class Printed:
         self._heading("perdure demo")
         self._say(
             f"An agent process works through {runs} recorded conversations of an airline's "
-            f"customer service, all at once. It is to be killed {kills} times on the way (SIGKILL: "
-            "no warning, no chance to save), at moments drawn with seed "
+            f"customer service, all at once. It is to be killed {counted(kills, 'time')} on the "
+            "way (SIGKILL: no warning, no chance to save), at moments drawn with seed "
             f"{seed}, and started again each time."
         )
         self._say(
@@ -289,12 +291,13 @@ class Printed:
             self._print(Padding(mark + Text(claim), (0, 0, 0, 2)))
         self._gap()
         self._say(
-            f"Killed {len(results.crashes.kills)} times; {results.seconds:.0f} s in all. The "
-            f"folder {results.folder} is yours to look around in:"
+            f"Killed {counted(len(results.crashes.kills), 'time')}; {results.seconds:.0f} s in "
+            f"all. The folder {results.folder} is yours to look around in:"
         )
         self._gap()
-        for command in results.commands:
-            self._print(Padding(Text(shlex.join(command), style="cyan"), (0, 0, 0, 2)), wide=True)
+        for _, *arguments in results.commands:
+            command = shlex.join([_perdure(), *arguments])
+            self._print(Padding(Text(command, style="cyan"), (0, 0, 0, 2)), wide=True)
         self._gap()
 
     def _hits(self, hits: Sequence[Recalled]) -> None:
@@ -404,6 +407,13 @@ def console(*, as_json: bool) -> Console:
     """Where to print: standard error if standard output is for JSON."""
     made = Console(stderr=as_json, highlight=False)
     return made if made.is_terminal else Console(stderr=as_json, highlight=False, width=PIPED_WIDTH)
+
+
+def _perdure() -> str:
+    """How the reader starts perdure: its path where the shell doesn't know the name."""
+    own = sys.argv[0]
+    known = shutil.which("perdure") is not None or Path(own).name != "perdure"
+    return "perdure" if known else own
 
 
 def _one_line(text: str) -> str:
