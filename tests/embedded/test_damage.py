@@ -272,6 +272,22 @@ async def test_a_damaged_checkpoint_file_is_never_restored(folder, damage):
         assert len(await _read(folder, 1, EVENTS)) == EVENTS
 
 
+async def test_agents_that_are_their_own_ancestors_are_a_clear_error(sound, tmp_path):
+    """A damaged lineage that leads in a circle is told, and not followed for ever."""
+    shutil.copytree(sound, tmp_path / "store")
+    connection = sqlite3.connect(tmp_path / "store" / DATABASE)
+    connection.execute("UPDATE agents SET parent = id")
+    connection.commit()
+    connection.close()
+    async with perdure.connect(tmp_path / "store") as store:
+        with pytest.raises(Corrupt, match="ancestor"):
+            await store.view(AGENT).state_at()
+        with pytest.raises(Corrupt, match="ancestor"):
+            await store.agent(AGENT)
+        with pytest.raises(Corrupt, match="ancestor"):
+            await store.emit(AGENT, "note", id="given")
+
+
 @pytest.mark.parametrize("column", ["first", "time_max", "codec", "crc", "chain", "crcs", "body"])
 async def test_a_column_that_lost_its_type_is_a_clear_error(sound, tmp_path, column):
     """A row whose header is damaged reads as NULL: reading and verifying tell of damage."""

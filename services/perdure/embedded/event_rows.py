@@ -174,12 +174,15 @@ def lineage(connection: sqlite3.Connection, agent: str) -> list[Stream]:
         NotFound: there is no such agent.
     """
     name: str | None = agent
-    rows = []
+    rows: list[Stream] = []
+    child: int | None = None
     while name is not None:
         row = connection.execute(_STREAM, (name,)).fetchone()
         if row is None:
             raise _no_agent(name)
         key, forked_at, parent, last, reverted = row
+        check_ancestor(name, key, child)
+        child = key
         reverts: tuple[Revert, ...] = ()
         if reverted:
             reverts = tuple(
@@ -192,6 +195,19 @@ def lineage(connection: sqlite3.Connection, agent: str) -> list[Stream]:
         rows.append(Stream(name, sequence, parent, forked_at, reverts))
         name = parent
     return rows
+
+
+def check_ancestor(agent: str, key: int, child: int | None) -> None:
+    """Check that an agent is older than its fork, so that a damaged row leads nobody in a circle.
+
+    Raises:
+        Corrupt: it is not.
+    """
+    if child is not None and key >= child:
+        raise Corrupt(
+            f"agent {agent} is its own ancestor in the table agents: a row is damaged",
+            hint="restore the file from a backup",
+        )
 
 
 def chain_before(connection: sqlite3.Connection, key: int, first: int) -> bytes:

@@ -21,7 +21,7 @@ import uuid_utils
 
 from perdure.embedded import event_rows, memory_index, segments
 from perdure.embedded.database import Database, settle
-from perdure.embedded.segments import Piece, Segment
+from perdure.embedded.segments import SEQUENCE_MAX, Piece, Segment
 from perdure.errors import AgentExists, NotFound, PerdureError, Refused
 from perdure.model.event import Event, decode, encode, ids_of_all
 from perdure.model.sequencing import Append, Head, Recorded, decide, first_chain
@@ -338,16 +338,16 @@ class _Recall:
         self._key = -1 if stream.id is None else stream.id
 
     def by_id(self, agent: str, event_id: str) -> Event | None:
-        found = self._own(agent, event_id)
-        parent = self._stream.parent
-        if found is None and parent is not None:
+        found, stream = self._own(agent, event_id), self._stream
+        shared = SEQUENCE_MAX
+        while found is None and stream.parent is not None:
             # What was done before the fork was done in the fork's history, too.
+            parent, shared, child = stream.parent, min(shared, stream.forked_at), stream.id
             stream = self._stream_of(self._connection, parent)
             theirs = _Recall(self._connection, stream, self._stream_of, self._decoded)
-            found = theirs.by_id(parent, event_id)
-            if found is not None and found.sequence > self._stream.forked_at:
-                return None
-        return found
+            event_rows.check_ancestor(parent, theirs._key, child)
+            found = theirs._own(parent, event_id)
+        return None if found is None or found.sequence > shared else found
 
     def _own(self, agent: str, event_id: str) -> Event | None:
         sequence = self._stream.tail_ids.get(event_id)
