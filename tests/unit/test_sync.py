@@ -303,6 +303,37 @@ def test_many_threads_write_at_once(store, agent):
     assert agent.state.sequence == 200
 
 
+def test_the_state_read_by_many_threads_while_one_writes_misses_nothing(tmp_path):
+    """Reading the state folds what was recorded: from whichever thread, no event is left out."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # as unlucky a change of threads as it gets
+    torn = []
+    written = threading.Event()
+    try:
+        with perdure.connect_sync(tmp_path) as store, store.agent("crew/mia") as agent:
+
+            def read():
+                while not written.is_set():
+                    state = agent.state
+                    if len(state.decisions) != state.sequence:
+                        torn.append(state)
+
+            readers = [threading.Thread(target=read) for _ in range(3)]
+            for reader in readers:
+                reader.start()
+            for n in range(1_000):
+                agent.emit("decision.made", n)
+            written.set()
+            for reader in readers:
+                reader.join()
+            assert agent.state == agent.state_at()
+    finally:
+        written.set()
+        sys.setswitchinterval(interval)
+    assert not torn
+    assert list(agent.state.decisions) == list(range(1_000))  # and it can be read when all is over
+
+
 async def test_works_where_a_loop_is_running(tmp_path):
     """In a notebook, whose thread runs a loop already, the calls work all the same."""
     assert asyncio.get_running_loop().is_running()

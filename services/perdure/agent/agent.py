@@ -254,6 +254,8 @@ class Agent(AgentView):
         """Finish what is under way. The agent can be opened again by anybody."""
         self._session.opened.discard(self)
         # What is left to do saves time and space, nothing else: where it fails, it is left.
+        with contextlib.suppress(PerdureError):
+            self._fold_pending()
         await self._saved_all()
         self._save_when_due(at_rest=True)
         await self._saved_all()

@@ -364,7 +364,7 @@ class SyncAgent(SyncAgentView):
     @property
     def state(self) -> State:
         """The agent's state, everything it has written included."""
-        return self._agent.state
+        return self._read(lambda: self._agent.state)
 
     def refresh(self) -> State:
         """The state with what others contributed up to now."""
@@ -423,12 +423,26 @@ class SyncAgent(SyncAgentView):
 
     def messages(self, for_provider: Literal["openai", "anthropic"] | None = None) -> Conversation:
         """The conversation as a provider accepts it; see `Agent.messages`."""
-        return self._agent.messages(for_provider)
+        return self._read(lambda: self._agent.messages(for_provider))
 
     def close(self) -> None:
         """Finish what is under way. The agent can be opened again by anybody."""
         with contextlib.suppress(StoreClosed):  # The store finished it.
             self._portal.call(self._agent.close)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """What is read of the state at hand, on the store's thread, which folds what it recorded.
+
+        On this thread once the store is closed: then there is nothing left to fold.
+        """
+
+        async def on_its_thread() -> T:
+            return read()
+
+        try:
+            return self._portal.call(on_its_thread)
+        except StoreClosed:
+            return read()
 
     def __enter__(self) -> Self:
         return self
