@@ -125,6 +125,22 @@ async def test_a_changed_projection_never_reads_a_stale_checkpoint(place, change
     assert await agent.project("spent") == 6
 
 
+async def test_a_saved_state_of_another_type_is_folded_again(place):
+    """Where the type of the state was changed, what can't be read in it costs time and no more."""
+    projections = Projections()
+
+    @projections.projection("spent", initial=lambda: 0, state_type=int)
+    def spent(state, event):
+        return state + event.data["price"]
+
+    store, agent = await spent_by(place, projections)
+    key = projections.get("spent").key
+    state = SavedState("airline/mia", 3, "spent", key, b'{"total":99}')
+    await backend(store).states.save(state)
+    assert await agent.project("spent") == 6
+    assert (await agent.verify()).sound
+
+
 async def test_a_failing_function_names_the_event(place):
     """What a function raises comes out as an error that names projection and event."""
     projections = Projections()

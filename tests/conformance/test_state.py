@@ -208,6 +208,8 @@ async def test_reading_ones_own_writes(place):
     assert (await view.state_at(at_least=event.position)).sequence == 1
     with pytest.raises(perdure.InvalidData):
         await view.state_at(at_least="airline/bob@1")
+    with pytest.raises(perdure.NotFound):
+        await view.state_at(time="2100-01-01T00:00Z", at_least="airline/mia@9")
     with pytest.raises(perdure.InvalidData):
         await view.state_at(at_least="airline/mia")
 

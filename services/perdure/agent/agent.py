@@ -206,6 +206,8 @@ class Agent(AgentView):
     async def checkpoint(self, name: str, value: object) -> SavedObject:
         """Save any object under a name: zstd, deduplicated, checksummed. Older ones stay.
 
+        It is encoded in a thread meanwhile: other tasks leave it alone until this returns.
+
         Raises:
             NotCheckpointable: the object holds something that can't be saved; names its path.
         """

@@ -431,12 +431,11 @@ class AgentView:
                 "more than one of seq, time and before is given", hint="give one of them"
             )
         lineage = await self._lineage()
+        at = self._checked_at(lineage, seq, at_least)
         if time is not None:
             at = await self._sequence_at(lineage, utc("time", time), inclusive=True)
         elif before is not None:
             at = await self._sequence_at(lineage, utc("before", before), inclusive=False)
-        else:
-            at = self._checked_at(lineage, seq, at_least)
         restored = await self._restored(projection, lineage, at)
         newest = lineage[0]
         if newest.forked_at < at == newest.sequence and policy.due(
@@ -491,7 +490,7 @@ class AgentView:
         return seq
 
     def _sequence_of(self, position: str) -> int:
-        agent, _, sequence = position.rpartition("@")
+        agent, _, sequence = str(position).rpartition("@")
         if agent != self.name or not sequence.isdecimal():
             raise InvalidData(
                 f"position {position!r} is not one of agent {self.name}",

@@ -7,8 +7,10 @@ Invariants:
 - Memory is bounded by the state and one batch, at any length of the history.
 """
 
+import contextlib
 from typing import Generic, NamedTuple, TypeVar
 
+from perdure.errors import Corrupt
 from perdure.model.projection import Projection
 from perdure.model.timeline import Lineage, after, timeline
 from perdure.model.upcast import Upcasters
@@ -60,8 +62,10 @@ async def restore(
     saved = await states.nearest(projection.name, saved_key(projection, upcasters), spans)
     state, size = projection.initial(lineage[0].agent), 0
     if saved is not None:
-        state, size = projection.decode(saved.data), len(saved.data)
-        spans = after(spans, saved.agent, saved.sequence) or []
+        # What can't be decoded (the state's type was changed) is folded again: it is never needed.
+        with contextlib.suppress(Corrupt):
+            state, size = projection.decode(saved.data), len(saved.data)
+            spans = after(spans, saved.agent, saved.sequence) or []
     folded = 0
     for span in spans:
         async for batch in events.read(span):
