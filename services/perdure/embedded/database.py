@@ -48,6 +48,9 @@ INLINE_SECONDS_MAX: Final = 0.002
 
 CACHE_KIB: Final = 16 * 1024
 PAGE_BYTES: Final = 2048
+LOG_PAGES: Final = 4 * 2**20 // PAGE_BYTES
+"""Pages of the log at which SQLite copies them into the file: 4 MiB, as many bytes as its default
+has with pages of 4 KiB."""
 
 Job: TypeAlias = Callable[[sqlite3.Connection], object]
 Migration: TypeAlias = Callable[[sqlite3.Connection], None]
@@ -117,6 +120,7 @@ class Database:
                     # FULL, not NORMAL: a commit that was acknowledged must survive power loss.
                     self._writer.execute("PRAGMA synchronous = FULL")
                     self._syncing = True
+                    self._writer.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
                     self._migrate(migrations)
                     self._writer.execute("PRAGMA busy_timeout = 0")
                 self._reader.execute("PRAGMA query_only = ON")

@@ -289,10 +289,10 @@ class SqliteLog:
             if zlib.crc32(segment.body) != segment.crc:
                 break  # A damaged row stays as it is, for `verify` to find.
             old.insert(0, segments.piece_of(segment))
-        for piece in old:
+        if old:
             connection.execute(
-                "DELETE FROM segments WHERE position = ?",
-                (segments.position(key, piece.last),),
+                "DELETE FROM segments WHERE position BETWEEN ? AND ?",
+                (segments.position(key, old[0].last), segments.position(key, old[-1].last)),
             )
         pieces = old + new
         seal_last = always or sum(len(piece.body) for piece in pieces) >= segments.SEAL_BYTES
