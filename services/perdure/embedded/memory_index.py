@@ -7,7 +7,8 @@ Invariants:
   sequence in one number) is never written twice, and in a stream places go up.
 - Whatever data a foreign event carries, recording it raises nothing: what is no memory is passed
   over.
-- Any text is a valid query.
+
+What a search asks of these tables is in `memory_queries`.
 """
 
 import sqlite3
@@ -19,20 +20,28 @@ import msgspec
 
 from perdure.embedded import event_rows
 from perdure.embedded.database import Transactions
-from perdure.embedded.segments import SEQUENCE_BITS, SEQUENCE_MAX, position
+from perdure.embedded.memory_queries import (
+    FORGOTTEN,
+    SPANS,
+    as_json,
+    by_words,
+    forgotten_places,
+    passing_places,
+    storable,
+    stream_of,
+    streams,
+)
+from perdure.embedded.segments import SEQUENCE_MAX, position
 from perdure.errors import InvalidData, NotFound
 from perdure.memorizer.fusion import fuse
 from perdure.memorizer.memory import (
-    Condition,
     Embedded,
     Filter,
     Hit,
     Memory,
-    Scalar,
     Scores,
     checked_k,
 )
-from perdure.memorizer.words import query_terms
 from perdure.model.event import JSON, Event
 from perdure.model.timeline import Span
 
@@ -87,24 +96,7 @@ CANDIDATES_MIN: Final = 200
 VERIFIED_MAX: Final = 4_096
 """How many spans are remembered as embedded."""
 
-Bound = str | int | float | None
-
 _COLUMNS: Final = "m.place, m.id, m.time, m.text, m.source, m.context, m.metadata"
-
-# The spans as rows. Spans can be thousands (undone often), more than a statement may have terms.
-_SPANS: Final = """spans AS MATERIALIZED (
-    SELECT json_extract(value, '$[0]') AS first, json_extract(value, '$[1]') AS last
-    FROM json_each(:spans)
-)"""
-_FORGOTTEN: Final = """forgotten AS MATERIALIZED (
-    SELECT m.place FROM spans
-    CROSS JOIN forgettings f ON f.place BETWEEN spans.first AND spans.last
-    CROSS JOIN memories m ON m.id = f.memory
-)"""
-
-_IN_SPANS: Final = (
-    " AND EXISTS (SELECT 1 FROM spans WHERE memory_words.rowid BETWEEN spans.first AND spans.last)"
-)
 
 
 def record_memory(connection: sqlite3.Connection, agent_id: int, event: Event) -> None:
@@ -118,16 +110,16 @@ def record_memory(connection: sqlite3.Connection, agent_id: int, event: Event) -
         return
     source = data.get("source")
     place = position(agent_id, event.sequence)
-    text = _storable(str(data["text"]))
+    text = storable(str(data["text"]))
     added = connection.execute(
         "INSERT OR IGNORE INTO memories (place, id, time, text, source, context, metadata)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
             place,
-            _storable(event.id),
+            storable(event.id),
             event_rows.microseconds(event.time),
             text,
-            _storable(source) if isinstance(source, str) else None,
+            storable(source) if isinstance(source, str) else None,
             _object(data.get("context")),
             _object(data.get("metadata")),
         ),
@@ -143,7 +135,7 @@ def record_forgetting(connection: sqlite3.Connection, agent_id: int, event: Even
         return
     connection.execute(
         "INSERT OR IGNORE INTO forgettings (place, memory) VALUES (?, ?)",
-        (position(agent_id, event.sequence), _storable(str(data["id"]))),
+        (position(agent_id, event.sequence), storable(str(data["id"]))),
     )
 
 
@@ -275,7 +267,7 @@ class SqliteMemoryIndex:
         candidates = max(CANDIDATES_MIN, 4 * k)
         with self._database.reading() as connection:
             places = [bounds for _, bounds in _places(connection, spans)]
-            text_scores = _by_words(connection, places, query_text, filter, candidates)
+            text_scores = by_words(connection, places, query_text, filter, candidates)
         cosines = await self._by_vector(
             places, query_vector, embedder, filter, candidates=candidates, asked=list(text_scores)
         )
@@ -291,11 +283,11 @@ class SqliteMemoryIndex:
         with self._database.reading() as connection:
             known = _places(connection, spans)
             row = connection.execute(
-                f"WITH {_SPANS}, {_FORGOTTEN} SELECT {_COLUMNS} FROM memories m"
+                f"WITH {SPANS}, {FORGOTTEN} SELECT {_COLUMNS} FROM memories m"
                 " WHERE m.id = :id AND m.place NOT IN (SELECT place FROM forgotten) AND EXISTS"
                 " (SELECT 1 FROM spans WHERE m.place BETWEEN spans.first AND spans.last)"
                 " ORDER BY m.place DESC LIMIT 1",
-                {"spans": _json([bounds for _, bounds in known]), "id": _storable(str(id))},
+                {"spans": as_json([bounds for _, bounds in known]), "id": storable(str(id))},
             ).fetchone()
             if row is None:
                 raise NotFound(
@@ -325,15 +317,15 @@ class SqliteMemoryIndex:
             if embedder_id is None or not places:
                 return {}
             _check_dimensions(embedder, len(query), dimensions)
-            passing = _passing(connection, places, filter) if filter else None
-            forgotten = _forgotten(connection, places)
+            passing = passing_places(connection, places, filter) if filter else None
+            forgotten = forgotten_places(connection, places)
         if self._vectors is None:
             self._vectors = VectorMatrices(
                 self._database, CACHE_BYTES_MAX if self._cache_bytes is None else self._cache_bytes
             )
         best: dict[int, float] = {}
         spans = np.array(sorted(places), np.int64)
-        for agent in _streams(places):
+        for agent in streams(places):
             found, cosines = await self._vectors.cosines(agent, embedder_id, query)
             # The span that starts last at or before a place is the only one that can hold it.
             span = np.searchsorted(spans[:, 0], found, side="right") - 1
@@ -352,140 +344,6 @@ class SqliteMemoryIndex:
         return best
 
 
-def _by_words(
-    connection: sqlite3.Connection,
-    places: Sequence[tuple[int, int]],
-    query: str,
-    filter: Filter | None,
-    candidates: int,
-) -> dict[int, float]:
-    """BM25 scores (larger is better) of the best visible memories, by place."""
-    expression = _match_expression(query)
-    if not expression or not places:
-        return {}
-    passes, bound = _conditions(filter)
-    if passes:
-        passes = (
-            f" AND EXISTS (SELECT 1 FROM memories m WHERE m.place = memory_words.rowid{passes})"
-        )
-    rows: list[tuple[int, float]] = []
-    # For each stream on its own: FTS5 reads only the part of its lists between two places.
-    for agent in _streams(places):
-        own = [bounds for bounds in places if _stream(bounds[0]) == agent]
-        gaps = len(own) > 1
-        statement = (
-            f"WITH {_SPANS}, {_FORGOTTEN}"
-            " SELECT memory_words.rowid, -bm25(memory_words) FROM memory_words"
-            " WHERE memory_words MATCH :query AND memory_words.rowid BETWEEN :first AND :last"
-            " AND memory_words.rowid NOT IN (SELECT place FROM forgotten)"
-            f"{_IN_SPANS if gaps else ''}{passes} ORDER BY rank LIMIT :candidates"
-        )
-        rows += connection.execute(
-            statement,
-            {
-                **bound,
-                "spans": _json(places),
-                "query": expression,
-                "first": min(first for first, _ in own),
-                "last": max(last for _, last in own),
-                "candidates": candidates,
-            },
-        ).fetchall()
-    return dict(rows)
-
-
-def _match_expression(query: str) -> str:
-    """The FTS5 expression that matches any word of a text; empty where it has none.
-
-    Each word is a quoted string, in which FTS5 knows no operators (section 3 of its manual).
-
-    >>> _match_expression('seats" OR (NEAR')
-    '"seats" OR "near"'
-    """
-    # FTS5 reads an expression up to the first NUL, wherever that is.
-    plain = _storable(query).replace("\0", " ").replace('"', " ")
-    return " OR ".join(f'"{term}"' for term in query_terms(plain))
-
-
-def _passing(
-    connection: sqlite3.Connection, places: Sequence[tuple[int, int]], filter: Filter
-) -> list[int]:
-    """Places of the memories in the spans that pass a filter."""
-    conditions, bound = _conditions(filter)
-    rows = connection.execute(
-        f"WITH {_SPANS} SELECT m.place FROM spans"
-        f" CROSS JOIN memories m ON m.place BETWEEN spans.first AND spans.last{conditions}",
-        {**bound, "spans": _json(places)},
-    )
-    return [place for (place,) in rows]
-
-
-def _forgotten(connection: sqlite3.Connection, places: Sequence[tuple[int, int]]) -> list[int]:
-    rows = connection.execute(
-        f"WITH {_SPANS}, {_FORGOTTEN} SELECT place FROM forgotten",
-        {"spans": _json(places)},
-    )
-    return [place for (place,) in rows]
-
-
-def _conditions(filter: Filter | None) -> tuple[str, dict[str, Bound]]:
-    """A filter as SQL on the row `m` of memories, each condition led by AND."""
-    if not filter:
-        return "", {}
-    sql: list[str] = []
-    bound: dict[str, Bound] = {}
-    if filter.source is not None:
-        sql.append("m.source = :source")
-        bound["source"] = _storable(filter.source)
-    if filter.since is not None:
-        sql.append("m.time >= :since")
-        bound["since"] = event_rows.microseconds(filter.since)
-    if filter.until is not None:
-        sql.append("m.time < :until")
-        bound["until"] = event_rows.microseconds(filter.until)
-    for number, condition in enumerate(filter.conditions()):
-        sql.append(_condition(number, condition, bound))
-    return "".join(f" AND {each}" for each in sql), bound
-
-
-def _condition(number: int, condition: Condition, bound: dict[str, Bound]) -> str:
-    """A value at a path of keys, or at the key that is the dotted path itself.
-
-    Through json_each and not a JSON path, so that a key may hold any character.
-    """
-    ways = []
-    paths = {condition.path, (".".join(condition.path),)}
-    for way, path in enumerate(sorted(paths, key=len)):
-        tables = []
-        tests = []
-        document = f"CASE WHEN json_valid(m.{condition.column}) THEN m.{condition.column} END"
-        for depth, name in enumerate(path):
-            alias, key = f"j{depth}", f"key_{number}_{way}_{depth}"
-            tables.append(f"json_each({document}) {alias}")
-            tests.append(f"{alias}.key = :{key}")
-            bound[key] = name
-            document = f"CASE {alias}.type WHEN 'object' THEN {alias}.value END"
-        tests.append(_equals(f"j{len(path) - 1}", f"value_{number}", condition.value, bound))
-        ways.append(
-            f"EXISTS (SELECT 1 FROM {' CROSS JOIN '.join(tables)} WHERE {' AND '.join(tests)})"
-        )
-    return f"({' OR '.join(ways)})"
-
-
-def _equals(alias: str, name: str, value: Scalar, bound: dict[str, Bound]) -> str:
-    match value:
-        case None:
-            return f"{alias}.type = 'null'"
-        case bool():
-            return f"{alias}.type = '{'true' if value else 'false'}'"
-        case str():
-            bound[name] = value
-            return f"{alias}.type = 'text' AND {alias}.value = :{name}"
-        case _:
-            bound[name] = value
-            return f"{alias}.type IN ('integer', 'real') AND {alias}.value = :{name}"
-
-
 def _hits(
     connection: sqlite3.Connection,
     spans: Sequence[Span],
@@ -493,7 +351,7 @@ def _hits(
 ) -> list[Hit]:
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM memories m WHERE m.place IN (SELECT value FROM json_each(?))",
-        (_json([place for place, _, _ in ranked]),),
+        (as_json([place for place, _, _ in ranked]),),
     ).fetchall()
     found = {row[0]: row for row in rows}
     names = _names(connection, found)
@@ -514,7 +372,7 @@ def _until(connection: sqlite3.Connection, spans: Sequence[Span], id: str) -> in
     (place,) = connection.execute(
         "SELECT min(place) FROM forgettings WHERE memory = ? AND place > ? AND place <= ?",
         (
-            _storable(id),
+            storable(id),
             position(agent_id, min(spans[-1].last, SEQUENCE_MAX)),
             position(agent_id, SEQUENCE_MAX),
         ),
@@ -552,20 +410,11 @@ def _places(
     return found
 
 
-def _stream(place: int) -> int:
-    """The row id of the agent that a place is in."""
-    return place >> SEQUENCE_BITS
-
-
-def _streams(places: Sequence[tuple[int, int]]) -> list[int]:
-    return sorted({_stream(first) for first, _ in places})
-
-
 def _names(connection: sqlite3.Connection, places: Iterable[int]) -> dict[int, str]:
-    agents = {place: _stream(place) for place in places}
+    agents = {place: stream_of(place) for place in places}
     rows = connection.execute(
         "SELECT id, name FROM agents WHERE id IN (SELECT value FROM json_each(?))",
-        (_json(sorted(set(agents.values()))),),
+        (as_json(sorted(set(agents.values()))),),
     )
     names = dict(rows.fetchall())
     return {place: names[agent] for place, agent in agents.items()}
@@ -617,12 +466,3 @@ def _object(data: JSON) -> str:
         return msgspec.json.encode(data if isinstance(data, Mapping) else {}).decode()
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError):
         return "{}"
-
-
-def _storable(text: str) -> str:
-    # Lone surrogates can't be stored as UTF-8; events can't hold them, queries may.
-    return text.encode("utf-8", "replace").decode()
-
-
-def _json(data: object) -> str:
-    return msgspec.json.encode(data).decode()
