@@ -220,7 +220,7 @@ class _Decision:
             raise WriterFenced(
                 f"agent {append.agent} was opened again with epoch {epoch}; "
                 f"this writer has epoch {append.epoch}",
-                hint="another process goes on with it; open the agent again to take it back",
+                hint="who opened it last goes on with it; open the agent again to take it back",
             )
         if expected is not None and expected != self._sequence:
             raise SequenceConflict(
