@@ -310,6 +310,7 @@ async def test_a_column_that_lost_its_type_is_a_clear_error(sound, tmp_path, col
             await store.agent(AGENT)
         with pytest.raises(Corrupt):
             await store.view(AGENT).verify()
+        assert AGENT in [summary.agent async for summary in store.agents()]
 
 
 @pytest.mark.parametrize("part", range(2))

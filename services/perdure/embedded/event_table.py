@@ -25,6 +25,19 @@ BATCH_BYTES: Final = 256 * 1024
 """JSON bytes of one batch: what is decoded before the event loop gets its turn again."""
 AGENTS_PAGE: Final = 256
 
+# Of the newest segment what stands before its body: a list must not read every agent's events.
+_AGENTS: Final = f"""
+    SELECT a.name, a.epoch, p.name, a.forked_at, s.position, s.time_max
+    FROM agents a LEFT JOIN agents p ON p.id = a.parent
+    LEFT JOIN segments s ON s.position = (
+        SELECT position FROM segments
+        WHERE position >= a.id << {segments.SEQUENCE_BITS}
+            AND position < a.id + 1 << {segments.SEQUENCE_BITS}
+        ORDER BY position DESC LIMIT 1)
+    WHERE a.name >= ? AND a.name > ? AND substr(a.name, 1, ?) = ?
+    ORDER BY a.name LIMIT ?
+"""
+
 
 class SqliteEventTable:
     """`ports.EventTable` on the store's file."""
@@ -135,22 +148,16 @@ class SqliteEventTable:
         while True:
             with self._database.reading() as connection:
                 rows = connection.execute(
-                    "SELECT a.name, a.epoch, p.name, a.forked_at, a.id FROM agents a"
-                    " LEFT JOIN agents p ON p.id = a.parent"
-                    " WHERE a.name >= ? AND a.name > ? AND substr(a.name, 1, ?) = ?"
-                    " ORDER BY a.name LIMIT ?",
-                    (prefix, after, len(prefix), prefix, AGENTS_PAGE),
+                    _AGENTS, (prefix, after, len(prefix), prefix, AGENTS_PAGE)
                 ).fetchall()
-                page = []
-                for name, epoch, parent, forked_at, key in rows:
-                    newest = event_rows.newest(connection, key)
-                    sequence = forked_at if newest is None else newest.last
-                    time = (
-                        None
-                        if newest is None
-                        else event_rows.from_microseconds(newest.time_max).isoformat()
-                    )
-                    page.append(AgentSummary(name, sequence, epoch, time, parent, forked_at))
+            page = []
+            for name, epoch, parent, forked_at, newest, time_max in rows:
+                sequence, time = forked_at, None
+                if newest is not None:
+                    sequence = newest & segments.SEQUENCE_MAX
+                if isinstance(time_max, int):  # In a damaged row it may be none: `verify` tells.
+                    time = event_rows.from_microseconds(time_max).isoformat()
+                page.append(AgentSummary(name, sequence, epoch, time, parent, forked_at))
             if not page:
                 return
             yield page
