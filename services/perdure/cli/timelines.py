@@ -1,7 +1,7 @@
 """`perdure fork` and `perdure revert`: another future, and undoing."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -21,6 +21,10 @@ Examples:
   perdure revert airline/mia --to 42
   perdure revert airline/mia --to 42 --yes --json
 """
+
+
+EFFECT_CHARACTERS: Final = 160
+"""Of an effect's data, on the screen: --json has all of it."""
 
 
 def fork(
@@ -67,7 +71,9 @@ def revert(
     agent: options.AgentName,
     *,
     to: Annotated[int, typer.Option(metavar="SEQ", help="Undo everything after this sequence")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Don't ask (it is asked on a terminal alone)")
+    ] = False,
     load: options.Load = None,
     store: options.Store = None,
     as_json: options.AsJson = False,
@@ -125,4 +131,5 @@ def _show(agent: str, to: int, undone: Reverted) -> None:
         effects = output.counted(len(undone.effects), "effect")
         output.line(f"{effects} on the outside can't be taken back:")
     for effect in undone.effects:
-        output.line(f"{effect.sequence:>6}  {effect.type:<16}  {output.compact(effect.data)}")
+        data = output.shortened(output.compact(effect.data), EFFECT_CHARACTERS)
+        output.line(f"{effect.sequence:>6}  {effect.type:<16}  {data}")

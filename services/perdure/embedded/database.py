@@ -242,12 +242,12 @@ class Database:
         results: list[object],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        # First what comes next: an answer that fails must not leave later writes waiting for ever.
+        self._scheduled = bool(self._queue)
+        if self._scheduled:
+            loop.call_soon(self._flush, loop)
         for (_, done, _), result in zip(queue, results, strict=True):
             done(result)
-        if self._queue:
-            loop.call_soon(self._flush, loop)
-        else:
-            self._scheduled = False
 
     def _transact(
         self, jobs: list[Job], *, wait: bool, durable: bool = True
