@@ -272,6 +272,20 @@ async def test_a_damaged_checkpoint_file_is_never_restored(folder, damage):
         assert len(await _read(folder, 1, EVENTS)) == EVENTS
 
 
+async def test_a_time_that_cannot_be_is_a_clear_error(sound, tmp_path):
+    """A damaged time lies thousands of years away: that is told as damage."""
+    shutil.copytree(sound, tmp_path / "store")
+    connection = sqlite3.connect(tmp_path / "store" / DATABASE)
+    connection.execute("UPDATE segments SET time_max = 1 << 62")
+    connection.commit()
+    connection.close()
+    async with perdure.connect(tmp_path / "store") as store:
+        with pytest.raises(Corrupt, match="no time"):
+            await store.agent(AGENT)
+        with pytest.raises(Corrupt, match="no time"):
+            _ = [summary async for summary in store.agents()]
+
+
 async def test_agents_that_are_their_own_ancestors_are_a_clear_error(sound, tmp_path):
     """A damaged lineage that leads in a circle is told, and not followed for ever."""
     shutil.copytree(sound, tmp_path / "store")

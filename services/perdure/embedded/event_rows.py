@@ -39,10 +39,19 @@ def microseconds(time: dt.datetime) -> int:
 def from_microseconds(value: int) -> dt.datetime:
     """The time of so many microseconds since 1970, in UTC.
 
+    Raises:
+        Corrupt: a time so far away was never written.
+
     >>> from_microseconds(1_000_000).isoformat()
     '1970-01-01T00:00:01+00:00'
     """
-    return EPOCH + dt.timedelta(microseconds=value)
+    try:
+        return EPOCH + dt.timedelta(microseconds=value)
+    except OverflowError as error:
+        raise Corrupt(
+            f"{value} microseconds since 1970 are no time: a row is damaged on disk",
+            hint="`perdure verify` names what is damaged; restore the file from a backup",
+        ) from error
 
 
 def id_key(event_id: str) -> bytes | str:
@@ -55,7 +64,11 @@ def id_key(event_id: str) -> bytes | str:
 def find(connection: sqlite3.Connection, agent: str) -> int | None:
     """An agent's row id; None where there is no such agent."""
     row = connection.execute("SELECT id FROM agents WHERE name = ?", (agent,)).fetchone()
-    return None if row is None else int(row[0])
+    if row is None:
+        return None
+    if type(row[0]) is not int:  # As a flipped bit of an index makes it.
+        raise _damaged_agent(agent)
+    return row[0]
 
 
 def agent_id(connection: sqlite3.Connection, agent: str) -> int:
@@ -181,6 +194,8 @@ def lineage(connection: sqlite3.Connection, agent: str) -> list[Stream]:
         if row is None:
             raise _no_agent(name)
         key, forked_at, parent, last, reverted = row
+        if type(key) is not int or type(forked_at) is not int:
+            raise _damaged_agent(name)
         check_ancestor(name, key, child)
         child = key
         reverts: tuple[Revert, ...] = ()
@@ -195,6 +210,13 @@ def lineage(connection: sqlite3.Connection, agent: str) -> list[Stream]:
         rows.append(Stream(name, sequence, parent, forked_at, reverts))
         name = parent
     return rows
+
+
+def _damaged_agent(agent: str) -> Corrupt:
+    return Corrupt(
+        f"the row of agent {agent} in the table agents is damaged",
+        hint="`perdure doctor` names what is damaged; restore the file from a backup",
+    )
 
 
 def check_ancestor(agent: str, key: int, child: int | None) -> None:
