@@ -302,21 +302,39 @@ async def test_agents_that_are_their_own_ancestors_are_a_clear_error(sound, tmp_
             await store.emit(AGENT, "note", id="given")
 
 
+def _describe(folder: Path, described: str) -> None:
+    """Change what SQLite knows of the table of events, and nothing of its rows."""
+    connection = sqlite3.connect(folder / DATABASE)
+    connection.execute("PRAGMA writable_schema = ON")
+    connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'segments'", (described,))
+    connection.commit()
+    connection.close()
+
+
+async def test_a_damaged_description_of_a_table_is_noticed_at_once(sound, tmp_path):
+    """One wrong character there makes all events read as none: the store is not opened."""
+    shutil.copytree(sound, tmp_path / "store")
+    connection = sqlite3.connect(tmp_path / "store" / DATABASE)
+    [(described,)] = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'segments'")
+    connection.close()
+    _describe(tmp_path / "store", described.replace("PRIMARY KEY", "PRIMARY$KEY"))
+    with pytest.raises(Corrupt, match="segments"):
+        await perdure.connect(tmp_path / "store")
+
+
 @pytest.mark.parametrize("column", ["first", "time_max", "codec", "crc", "chain", "crcs", "body"])
 async def test_a_column_that_lost_its_type_is_a_clear_error(sound, tmp_path, column):
     """A row whose header is damaged reads as NULL: reading and verifying tell of damage."""
     shutil.copytree(sound, tmp_path / "store")
     connection = sqlite3.connect(tmp_path / "store" / DATABASE)
-    connection.execute("PRAGMA writable_schema = ON")
-    connection.execute(
-        "UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'segments'"
-    )
-    connection.commit()
+    [(described,)] = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'segments'")
     connection.close()
+    _describe(tmp_path / "store", described.replace("NOT NULL", ""))
     connection = sqlite3.connect(tmp_path / "store" / DATABASE)
     connection.execute(f"UPDATE segments SET {column} = NULL")  # noqa: S608 - one of ours
     connection.commit()
     connection.close()
+    _describe(tmp_path / "store", described)
     async with perdure.connect(tmp_path / "store") as store:
         with pytest.raises(Corrupt):
             _ = [event async for event in store.view(AGENT).events()]

@@ -16,6 +16,7 @@ disk is slow, or another process holds the write lock, it runs in a thread.
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 import threading
 import time
@@ -123,6 +124,7 @@ class Database:
                     self._writer.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
                     self._migrate(migrations)
                     self._writer.execute("PRAGMA busy_timeout = 0")
+                self._check_tables(migrations)
                 self._reader.execute("PRAGMA query_only = ON")
             except BaseException:
                 self._reader.close()
@@ -354,6 +356,15 @@ class Database:
                 connection.execute("ROLLBACK")
             raise
 
+    def _check_tables(self, migrations: list[Migration]) -> None:
+        # One wrong bit in a table's description can make all of its rows read as nothing.
+        odd = odd_tables(self._reader, tuple(migrations))
+        if odd:
+            raise Corrupt(
+                f"the tables of {self.path} are not those of its format: {', '.join(odd)}",
+                hint=_LOOK,
+            )
+
     async def close(self) -> None:
         """Refuse new writes, wait for those under way, close the file. Twice is harmless."""
         if self._closed:
@@ -380,6 +391,28 @@ class Database:
 
 def _format_of(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def odd_tables(connection: sqlite3.Connection, migrations: tuple[Migration, ...]) -> list[str]:
+    """The tables and indexes that are missing, or described otherwise than `migrations` make them.
+
+    Tables of others beside them don't matter.
+    """
+    there = _descriptions(connection)
+    return [name for name, sql in _made_by(migrations).items() if there.get(name) != sql]
+
+
+@functools.cache
+def _made_by(migrations: tuple[Migration, ...]) -> dict[str, str]:
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        for migrate in migrations:
+            migrate(connection)
+        return _descriptions(connection)
+
+
+def _descriptions(connection: sqlite3.Connection) -> dict[str, str]:
+    query = "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name"
+    return dict(connection.execute(query))
 
 
 def settle(future: "asyncio.Future[T]", result: object) -> None:

@@ -372,7 +372,7 @@ def _look_inside(found: _Examination, connection: sqlite3.Connection) -> None:
         )
     else:
         found.ok("format", f"version {version}")
-    if version == FORMAT_NEWEST and (odd := _odd_tables(connection)):
+    if version == FORMAT_NEWEST and (odd := database.odd_tables(connection, tuple(MIGRATIONS))):
         found.kind = "damaged"
         found.problem(
             "tables",
@@ -391,28 +391,6 @@ def _look_inside(found: _Examination, connection: sqlite3.Connection) -> None:
     found.progress("sizes of tables")
     found.tables |= dict(_table_sizes(connection))
     _look_at_objects(found, _referenced(found, connection))
-
-
-def _odd_tables(connection: sqlite3.Connection) -> list[str]:
-    """The tables that are missing, or have other columns than the newest format gives them."""
-    fresh = sqlite3.connect(":memory:", isolation_level=None)
-    try:
-        for migration in MIGRATIONS:
-            migration(fresh)
-        wanted, there = _columns(fresh), _columns(connection)
-    finally:
-        fresh.close()
-    return sorted(name for name, columns in wanted.items() if there.get(name) != columns)
-
-
-def _columns(connection: sqlite3.Connection) -> dict[str, list[str]]:
-    columns: dict[str, list[str]] = {}
-    for table, column in connection.execute(
-        "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c"
-        " WHERE t.type = 'table' ORDER BY t.name, c.cid"
-    ):
-        columns.setdefault(table, []).append(column)
-    return columns
 
 
 def _quick_check(found: _Examination, connection: sqlite3.Connection) -> bool:
@@ -462,7 +440,7 @@ def _referenced(found: _Examination, connection: sqlite3.Connection) -> dict[str
     for number, row in enumerate(rows):
         if number % 256 == 0:
             found.progress(f"events ({number * 100 // total} %)")
-        agent = names.get(row[0] >> SEQUENCE_BITS)
+        agent = names.get(row[0] >> SEQUENCE_BITS) if isinstance(row[0], int) else None
         if agent is None:
             damaged.append(f"a row of events belongs to no agent (row {row[0]})")
             continue

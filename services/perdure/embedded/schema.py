@@ -1,6 +1,8 @@
 """The tables of the store's file, format by format. `docs/store-format.md` describes them.
 
-A format is never changed once it is released: a change is a new migration at the end of the list.
+A format is never changed once it is released, not even a comment in a statement: SQLite keeps the
+text, and a store whose tables are described otherwise is taken for damaged. A change is a new
+migration at the end of the list.
 """
 
 import sqlite3
