@@ -460,7 +460,8 @@ class Machine(RuleBasedStateMachine):
 def test_any_sequence_of_deeds_leaves_what_the_model_says(stores, monkeypatch):
     """Whatever is done in whatever order, the store holds what a model in plain Python holds."""
     # States are saved every few hundred bytes, so that short histories have many checkpoints.
-    monkeypatch.setattr("perdure.checkpointer.policy.TAIL_BYTES_MIN", 1_000)
+    monkeypatch.setattr("perdure.checkpointer.policy.BUSY_BYTES_MIN", 1_000)
+    monkeypatch.setattr("perdure.checkpointer.policy.REST_BYTES_MIN", 1_000)
     run_state_machine_as_test(
         type("Machine", (Machine,), {"stores": stores}),
         settings=settings(
