@@ -426,7 +426,7 @@ class AgentView:
         before: Time | None,
         at_least: str | None,
     ) -> Restored[S]:
-        if sum(point is not None for point in (seq, time, before)) > 1:
+        if (seq is not None) + (time is not None) + (before is not None) > 1:
             raise InvalidData(
                 "more than one of seq, time and before is given", hint="give one of them"
             )

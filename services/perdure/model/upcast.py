@@ -85,7 +85,7 @@ class Upcasters:
             MissingUpcaster: there is no way to the current version, or the event is newer.
             ProjectionFailed: an upcaster raised.
         """
-        if not self._steps and all(event.version == 1 for event in events):
+        if not self._steps and {1}.issuperset([event.version for event in events]):
             return events
         return [self._lifted(event) for event in events]
 
