@@ -29,7 +29,7 @@ from perdure.model import names, vocabulary
 from perdure.model.conversation import Conversation, heal
 from perdure.model.event import JSON, Event, NewEvent, checked_sequence, prepared
 from perdure.model.projection import DEFAULT
-from perdure.model.sequencing import Append, Head
+from perdure.model.sequencing import Head
 from perdure.model.state import SavedObject, State
 from perdure.model.timeline import history, onward, undone
 
@@ -278,12 +278,8 @@ class Agent(AgentView):
     async def _append(
         self, events: tuple[NewEvent, ...], size: int, expected_sequence: int | None
     ) -> list[Event]:
-        if expected_sequence is not None:
-            checked_sequence("expected_sequence", expected_sequence)
-        self._session.upcasters.check_readable(events)
-        backend = self._backend
-        answers = await backend.log.append(
-            Append(self.name, events, backend.writer, self.epoch, expected_sequence)
+        answers = await self._session.append(
+            self.name, events, epoch=self.epoch, expected_sequence=expected_sequence
         )
         try:
             await self._follow(answers, size)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 from perdure.checkpointer.graph import Classes
 from perdure.memorizer.embedder import Embedder
 from perdure.memorizer.message_search import MessageSearch
+from perdure.model.event import Event, NewEvent, checked_sequence
 from perdure.model.projection import Projections
+from perdure.model.sequencing import Append
 from perdure.model.upcast import Upcasters
 from perdure.ports import Backend
 
@@ -27,3 +29,26 @@ class Session:
     classes: Classes
     opened: "weakref.WeakSet[Agent]" = field(default_factory=weakref.WeakSet)
     """The agents that are open for writing; closing the store closes them."""
+
+    async def append(
+        self,
+        agent: str,
+        events: tuple[NewEvent, ...],
+        *,
+        epoch: int | None,
+        expected_sequence: int | None,
+    ) -> list[Event]:
+        """Record events that `event.prepared` has checked; see `ports.EventLog.append`.
+
+        Raises:
+            InvalidData: `expected_sequence` is no sequence, or a version can't be read back here.
+        """
+        if expected_sequence is not None:
+            checked_sequence("expected_sequence", expected_sequence)
+        if not events:
+            return []
+        self.upcasters.check_readable(events)
+        writer = self.backend.writer
+        return await self.backend.log.append(
+            Append(agent, events, writer, epoch, expected_sequence)
+        )

@@ -9,8 +9,7 @@ from perdure.agent.session import Session
 from perdure.agent.view import AgentView, Time
 from perdure.errors import InvalidData
 from perdure.model import names
-from perdure.model.event import Event, NewEvent, checked_sequence
-from perdure.model.sequencing import Append
+from perdure.model.event import Event, NewEvent
 from perdure.ports import AgentSummary
 
 
@@ -66,14 +65,9 @@ class Store:
     ) -> list[Event]:
         """Contribute several events to an agent, all or none; see `Agent.emit_many`."""
         names.agent_name(agent)
-        if expected_sequence is not None:
-            checked_sequence("expected_sequence", expected_sequence)
         new = tuple(checked(as_new_event(event))[0] for event in events)
-        if not new:
-            return []
-        self._session.upcasters.check_readable(new)
-        return await self._backend.log.append(
-            Append(agent, new, self._backend.writer, None, expected_sequence)
+        return await self._session.append(
+            agent, new, epoch=None, expected_sequence=expected_sequence
         )
 
     async def fork(

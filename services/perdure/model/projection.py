@@ -18,7 +18,6 @@ from perdure.model.fingerprint import fingerprint
 
 S = TypeVar("S")
 D = TypeVar("D", bound=dict[Any, Any])
-T_co = TypeVar("T_co", covariant=True)
 
 
 class Projection(Protocol[S]):

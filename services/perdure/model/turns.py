@@ -45,10 +45,10 @@ NAME_CHARS_MAX: Final = 64
 """The longest name of a function or of a participant (OpenAI; Anthropic takes 128)."""
 
 _ID = {
-    "openai": re.compile(r".{1,40}", re.DOTALL),
-    "anthropic": re.compile(r"[a-zA-Z0-9_-]{1,64}"),
+    "openai": re.compile(f".{{1,{ID_CHARS_MAX['openai']}}}", re.DOTALL),
+    "anthropic": re.compile(f"[a-zA-Z0-9_-]{{1,{ID_CHARS_MAX['anthropic']}}}"),
 }
-_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_NAME = re.compile(f"[a-zA-Z0-9_-]{{1,{NAME_CHARS_MAX}}}")
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_-]")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 
