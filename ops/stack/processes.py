@@ -1,0 +1,133 @@
+"""Server processes that outlive whoever started them.
+
+- A process is known by its number *and* its start time: a number that the system has given to
+  another process since is never signalled.
+- It has a session of its own: Ctrl-C in the caller's terminal doesn't reach it.
+- What it prints goes to a log file, appended.
+"""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ops.stack.waiting import wait_until
+
+from perdure.errors import Unavailable
+
+STOP_SECONDS = 45.0
+"""How long a server may take to stop cleanly before it is killed."""
+KILL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that was started once; it may have ended since."""
+
+    pid: int
+    started: str
+    """When, in the operating system's own notation: compared, never read."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs (a suspended process does)."""
+        _reap(self.pid)
+        return _started(self.pid) == self.started
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it; nothing happens when it has ended."""
+        if self.running:
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return
+
+    def stop(self) -> None:
+        """Ask it to end and wait; kill it when it takes longer than `STOP_SECONDS`."""
+        self.signal(signal.SIGTERM)
+        self.signal(signal.SIGCONT)  # a suspended process hears nothing else
+        try:
+            self._wait_for_end(STOP_SECONDS)
+        except Unavailable:
+            self.signal(signal.SIGKILL)
+            self._wait_for_end(KILL_SECONDS)
+
+    def kill(self) -> None:
+        """End it at once, without giving it a word, and wait until it is gone."""
+        self.signal(signal.SIGKILL)
+        self._wait_for_end(KILL_SECONDS)
+
+    def _wait_for_end(self, seconds: float) -> None:
+        wait_until(
+            lambda: not self.running, within_seconds=seconds, what=f"process {self.pid} ends"
+        )
+
+
+def launch(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
+    """Start a command in a session of its own; what it prints is appended to `log`."""
+    pid = os.posix_spawn(
+        command[0],
+        list(command),
+        dict(environment),
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE],
+        setsigmask=[],
+    )
+    return Process(pid, _started(pid) or "ended at once")
+
+
+def remember(process: Process, path: Path) -> None:
+    """Write down which process it is, so that another caller finds it."""
+    path.write_text(json.dumps({"pid": process.pid, "started": process.started}))
+
+
+def recall(path: Path) -> Process | None:
+    """The process that was written down; `None` when none was, or a crash cut the note short."""
+    try:
+        noted = json.loads(path.read_text())
+        return Process(int(noted["pid"]), str(noted["started"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _reap(pid: int) -> None:
+    # An ended child stays a process until its parent asks how it ended.
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def _started(pid: int) -> str | None:
+    """When the process with this number started; `None` when there is none, or only its remains."""
+    if Path("/proc/self/stat").exists():
+        return _started_linux(pid)
+    shown = subprocess.run(
+        ["/bin/ps", "-o", "stat=,lstart=", "-p", f"{pid}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split(maxsplit=1)
+    return shown[1].strip() if shown and not shown[0].startswith("Z") else None
+
+
+def _started_linux(pid: int) -> str | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # proc(5): after the command's name, which may itself hold parentheses and blanks, come the
+    # state (field 3) and, as field 22, the start in clock ticks since the system started.
+    after_name = stat.rpartition(")")[2].split()
+    if after_name[0] in {"Z", "X"}:
+        return None
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{after_name[19]}"
