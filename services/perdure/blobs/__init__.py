@@ -1,0 +1,1 @@
+"""Checkpoint storage through fsspec: a folder, S3, or what else it knows."""

@@ -1,0 +1,1 @@
+"""Events, heads and saved states in Cassandra."""

@@ -1,0 +1,1 @@
+"""The gateway: the one HTTP address that agent processes read from."""

@@ -1,0 +1,1 @@
+"""The log on Kafka: CloudEvents on the wire, the journal, and what an agent process writes with."""

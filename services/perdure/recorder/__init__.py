@@ -1,0 +1,1 @@
+"""The recorder: gives every event its place, once."""

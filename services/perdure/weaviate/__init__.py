@@ -1,0 +1,1 @@
+"""The memory index on Weaviate."""
