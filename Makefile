@@ -44,9 +44,11 @@ demo: $(DONE)/runtime ## watch an agent being killed and losing nothing
 
 lock: $(DONE)/lock-tool ## write requirements*.lock anew from pyproject.toml (ARGS=--upgrade for newer)
 	@echo "perdure: resolving for every platform and Python from 3.11 on"
-	@$(LOCK) pyproject.toml --output-file requirements.lock
-	@$(LOCK) pyproject.toml --extra bench --group dev --constraint requirements.lock \
+	@$(LOCK) pyproject.toml --extra bench --extra cluster --group dev \
 		--output-file requirements-dev.lock
+	@$(LOCK) pyproject.toml --constraint requirements-dev.lock --output-file requirements.lock
+	@$(LOCK) pyproject.toml --extra cluster --constraint requirements-dev.lock \
+		--output-file requirements-cluster.lock
 
 clean: ## remove .venv, caches and what the chores left
 	@rm -rf $(VENV) build dist perdure-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
