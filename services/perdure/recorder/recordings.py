@@ -89,8 +89,10 @@ class Recordings(Protocol):
         ...
 
     async def last_of(self, store: str, agent: str, writers: Collection[str]) -> dict[str, int]:
-        """The last sequence of these writers in buckets before the newest; those that have none
-        are left out."""
+        """The last sequence of these writers in buckets before the newest.
+
+        Those that wrote in none are left out.
+        """
         ...
 
     async def written_at(
