@@ -6,6 +6,7 @@ finds what the old one made.
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from ops.stack import versions
 from ops.stack.locks import locked
 
 from perdure.errors import Unavailable
+
+_log = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "PERDURE_STACK_CACHE"
 """Names the folder of the cache; by default `perdure/stack` in the user's cache folder."""
@@ -121,6 +124,7 @@ def _made(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
     with locked(folder.with_name(f"{folder.name}.lock")):
         if folder.exists():  # whoever held the lock made it
             return folder
+        _log.info("fetching %s into %s: some minutes, once", name, folder.parent)
         made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.making-", dir=folder.parent))
         try:
             make(made)

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from io import BufferedRWPair
 from pathlib import Path
 
 from ops.stack import artifacts, versions
@@ -10,7 +11,11 @@ from ops.stack.ports import Ports
 
 _HEAP_ALONE = "1024m"
 _HEAP_OF_SEVERAL = "512m"
-_PROBE_SECONDS = 2.0
+_PROBE_SECONDS = 5.0
+_COPIES = 3  # of the keyspace below, whatever the number of nodes
+_ONE, _QUORUM, _ALL = 0x0001, 0x0004, 0x0005  # as the protocol numbers them
+_DISTRIBUTED = "SELECT * FROM system_distributed.view_build_status LIMIT 1"
+_READ = {_ONE: "SELECT key FROM system.local", _QUORUM: _DISTRIBUTED, _ALL: _DISTRIBUTED}
 
 _LOGGING = """\
 <configuration>
@@ -118,10 +123,17 @@ class Cassandra:
             ]
         )
 
-    def ready(self, number: int) -> bool:
-        """Whether the node speaks CQL, which it does from the moment it has joined the ring."""
+    def ready(self, number: int, *, running: int) -> bool:
+        """Whether the node speaks CQL, and reads from the nodes that run if they are a majority.
+
+        What it reads is kept threefold by Cassandra itself.
+        """
+        if running == 1 or running * 2 <= self.count:
+            consistency = _ONE
+        else:
+            consistency = _ALL if running == self.count >= _COPIES else _QUORUM
         try:
-            return _speaks_cql(loopback(number), self._ports.cassandra)
+            return _reads(loopback(number), self._ports.cassandra, consistency)
         except (OSError, struct.error):
             return False
 
@@ -132,6 +144,9 @@ class Cassandra:
 cluster_name: perdure
 partitioner: org.apache.cassandra.dht.Murmur3Partitioner
 num_tokens: 4
+# The nodes of a new ring have nothing to copy, and copying fails on a busy machine: it waits only
+# `ring_delay_ms` for the seed's first word.
+auto_bootstrap: false
 endpoint_snitch: SimpleSnitch
 seed_provider:
   - class_name: org.apache.cassandra.locator.SimpleSeedProvider
@@ -143,9 +158,9 @@ rpc_address: {address}
 native_transport_port: {self._ports.cassandra}
 start_native_transport: true
 
-# A write is acknowledged when the commit log is on disk; writes that wait together share a sync.
-commitlog_sync: group
-commitlog_sync_group_window: 1ms
+# A write is acknowledged when it is on disk; writes that wait together share a sync. Beside
+# `periodic`, which acknowledges before: 0.3 ms more for a write alone, as fast in batches.
+commitlog_sync: batch
 commitlog_segment_size: 32MiB
 commitlog_total_space: 256MiB
 
@@ -167,12 +182,31 @@ compaction_throughput: 64MiB/s
 """
 
 
-def _speaks_cql(address: str, port: int) -> bool:
-    """Ask for the options of version 4 of the CQL binary protocol: a frame of a header alone."""
-    options, supported = 0x05, 0x06
+def _reads(address: str, port: int, consistency: int) -> bool:
+    """Whether a node answers a query with rows: version 4 of the CQL binary protocol."""
+    startup, ready, query, result = 0x01, 0x02, 0x07, 0x08
+    options = struct.pack(">H", 1) + _string("CQL_VERSION") + _string("3.0.0")
+    text = _READ[consistency].encode()
+    question = struct.pack(f">i{len(text)}sHB", len(text), text, consistency, 0)
+    with (
+        socket.create_connection((address, port), timeout=_PROBE_SECONDS) as connection,
+        connection.makefile("rwb") as stream,
+    ):
+        return (
+            _answer(stream, startup, options) == ready
+            and _answer(stream, query, question) == result
+        )
+
+
+def _answer(stream: BufferedRWPair, opcode: int, body: bytes) -> int:
+    """Send one frame; the opcode of the answer."""
     header = ">BBhBi"  # version, flags, stream, opcode, length of the body
-    with socket.create_connection((address, port), timeout=_PROBE_SECONDS) as connection:
-        connection.sendall(struct.pack(header, 4, 0, 0, options, 0))
-        with connection.makefile("rb") as answers:
-            answer = struct.unpack(header, answers.read(struct.calcsize(header)))
-    return bool(answer[3] == supported)
+    stream.write(struct.pack(header, 4, 0, 0, opcode, len(body)) + body)
+    stream.flush()
+    answered: tuple[int, ...] = struct.unpack(header, stream.read(struct.calcsize(header)))
+    stream.read(answered[4])
+    return answered[3]
+
+
+def _string(text: str) -> bytes:
+    return struct.pack(f">H{len(text)}s", len(text), text.encode())

@@ -39,8 +39,11 @@ class Engine(Protocol):
         """Write a member's configuration into its folder, whose data stay as they are."""
         ...
 
-    def ready(self, number: int) -> bool:
-        """Whether a member answers clients now."""
+    def ready(self, number: int, *, running: int) -> bool:
+        """Whether a member answers clients now, and works together with the others that run.
+
+        `running` is how many do, itself among them.
+        """
         ...
 
 

@@ -78,10 +78,11 @@ class Kafka:
             _format([*run, "kafka.tools.StorageTool"], self._cluster, properties)
         return Launch([*run, "kafka.Kafka", str(properties)])
 
-    def ready(self, number: int) -> bool:
-        """Whether the broker is one of those that it tells clients about."""
+    def ready(self, number: int, *, running: int) -> bool:
+        """Whether the broker tells clients about itself and as many others as run."""
         try:
-            return number in _brokers(loopback(number), self._ports.kafka)
+            brokers = _brokers(loopback(number), self._ports.kafka)
+            return number in brokers and len(brokers) >= running
         except (OSError, struct.error):
             return False
 

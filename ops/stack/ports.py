@@ -1,9 +1,12 @@
 """The ports the engines listen on: the usual ones, or free ones for tests."""
 
+import errno
 import random
 import socket
 from dataclasses import dataclass, fields
 from typing import Self
+
+from perdure.errors import Unavailable
 
 FREE_PORTS = range(20_000, 32_000)
 """Below the range that operating systems take for outgoing connections (Linux: from 32,768, macOS:
@@ -38,12 +41,20 @@ class Ports:
 
 
 def is_free(port: int, address: str = "") -> bool:
-    """Whether nobody listens on the port at the address (by default: at any address)."""
+    """Whether nobody listens on the port at the address (by default: at any address).
+
+    Raises `Unavailable` when the machine doesn't have the address or allow the port.
+    """
     with socket.socket() as probe:
         # As servers do: connections that are only waiting out their time are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise Unavailable(
+                f"nothing can listen at {address}:{port}: {error.strerror}",
+                hint="addresses beside 127.0.0.1 may have to be added to the loopback device",
+            ) from error
     return True

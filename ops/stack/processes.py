@@ -7,16 +7,19 @@
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ops.stack.waiting import wait_until
 
 from perdure.errors import Unavailable
+
+_log = logging.getLogger(__name__)
 
 STOP_SECONDS = 45.0
 """How long a server may take to stop cleanly before it is killed."""
@@ -45,24 +48,11 @@ class Process:
             except ProcessLookupError:
                 return
 
-    def stop(self) -> None:
-        """Ask it to end and wait; kill it when it takes longer than `STOP_SECONDS`."""
-        self.signal(signal.SIGTERM)
-        self.signal(signal.SIGCONT)  # a suspended process hears nothing else
-        try:
-            self._wait_for_end(STOP_SECONDS)
-        except Unavailable:
-            self.signal(signal.SIGKILL)
-            self._wait_for_end(KILL_SECONDS)
-
     def kill(self) -> None:
         """End it at once, without giving it a word, and wait until it is gone."""
         self.signal(signal.SIGKILL)
-        self._wait_for_end(KILL_SECONDS)
-
-    def _wait_for_end(self, seconds: float) -> None:
         wait_until(
-            lambda: not self.running, within_seconds=seconds, what=f"process {self.pid} ends"
+            lambda: not self.running, within_seconds=KILL_SECONDS, what=f"process {self.pid} ends"
         )
 
 
@@ -82,6 +72,25 @@ def launch(command: Sequence[str], environment: Mapping[str, str], log: Path) ->
         setsigmask=[],
     )
     return Process(pid, _started(pid) or "ended at once")
+
+
+def stop(processes: Iterable[Process]) -> None:
+    """Ask all of them to end and wait; kill those that take longer than `STOP_SECONDS`."""
+    asked = list(processes)
+    for process in asked:
+        process.signal(signal.SIGTERM)
+        process.signal(signal.SIGCONT)  # a suspended process hears nothing else
+    try:
+        wait_until(
+            lambda: not any(process.running for process in asked),
+            within_seconds=STOP_SECONDS,
+            what="the processes end",
+        )
+    except Unavailable:
+        for process in asked:
+            if process.running:
+                _log.warning("process %d did not stop by itself", process.pid)
+            process.kill()
 
 
 def remember(process: Process, path: Path) -> None:

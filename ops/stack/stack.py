@@ -17,6 +17,7 @@ Invariants:
 """
 
 import json
+import logging
 import os
 import shutil
 import signal as signals
@@ -38,7 +39,9 @@ from ops.stack.weaviate import Weaviate
 
 from perdure.errors import Corrupt, InvalidInput, NotFound, Unavailable
 
-ENGINES = ("kafka", "cassandra", "weaviate")
+_log = logging.getLogger(__name__)
+
+ENGINES = ("cassandra", "kafka", "weaviate")
 MEMBERS_MAX = 9
 
 
@@ -70,19 +73,26 @@ class Stack:
     """The engines whose data are in one folder.
 
     `brokers` and `nodes` say how many members Kafka and Cassandra have; they listen on 127.0.0.1,
-    127.0.0.2 and so on. Without `ports` a folder that was used before keeps its ports, and a new
-    one takes the engines' usual ones. Raises `InvalidInput` when the folder was made for other
-    numbers of members, or runs on other ports.
+    127.0.0.2 and so on. What isn't said is as it was in a folder that was used before; in a new one
+    it is one member each, and the engines' usual ports. Raises `InvalidInput` when the folder was
+    made for other numbers of members, or runs on other ports.
     """
 
     def __init__(
-        self, data: Path, *, brokers: int = 1, nodes: int = 1, ports: Ports | None = None
+        self,
+        data: Path,
+        *,
+        brokers: int | None = None,
+        nodes: int | None = None,
+        ports: Ports | None = None,
     ) -> None:
+        self.data = data.absolute()
+        known = _read_layout(self.data / "stack.json")
+        brokers = brokers or (known.brokers if known else 1)
+        nodes = nodes or (known.nodes if known else 1)
         for what, count in (("brokers", brokers), ("nodes", nodes)):
             if not 1 <= count <= MEMBERS_MAX:
                 raise InvalidInput(f"{count} {what}", hint=f"from 1 to {MEMBERS_MAX}")
-        self.data = data.absolute()
-        known = _read_layout(self.data / "stack.json")
         if known is not None and (known.brokers, known.nodes) != (brokers, nodes):
             raise InvalidInput(
                 f"{self.data} holds {known.brokers} brokers and {known.nodes} nodes,"
@@ -101,7 +111,11 @@ class Stack:
             "cassandra": Cassandra(nodes, self.ports),
             "weaviate": Weaviate(self.ports),
         }
-        if known is not None and known.ports != self.ports and self._running():
+        if (
+            known is not None
+            and known.ports != self.ports
+            and any(member.running for member in self.members.values())
+        ):
             raise InvalidInput(
                 f"{self.data} runs on other ports", hint="take it down first, then change them"
             )
@@ -109,10 +123,9 @@ class Stack:
     @classmethod
     def open(cls, data: Path) -> "Stack":
         """The stack of a folder that was used before; raises `NotFound` when it was not."""
-        known = _read_layout(data / "stack.json")
-        if known is None:
+        if _read_layout(data / "stack.json") is None:
             raise NotFound(f"no stack in {data}", hint="`make stack` starts one")
-        return cls(data, brokers=known.brokers, nodes=known.nodes, ports=known.ports)
+        return cls(data)
 
     @property
     def kafka(self) -> str:
@@ -144,6 +157,13 @@ class Stack:
         """Every member by its name, as it is now."""
         return MappingProxyType({name: self._member(name) for name in self._names()})
 
+    def ready(self, member: str) -> bool:
+        """Whether a member answers clients now."""
+        engine, number = self._place(member)
+        return self._process(member) is not None and engine.ready(
+            number, running=self._running(engine)
+        )
+
     def up(self, *engines: str) -> None:
         """Start what doesn't run of these engines (all by default); return when they are ready.
 
@@ -151,13 +171,18 @@ class Stack:
         """
         chosen = [self._engine(name) for name in engines or ENGINES]
         with self._alone():
+            # What needs nobody starts at once, so that the engines start beside each other.
             for engine in chosen:
-                numbers = range(1, engine.count + 1)
-                if engine.together:
-                    self._launch_and_wait(engine, numbers)
-                else:
-                    for number in numbers:
-                        self._launch_and_wait(engine, [number])
+                for number in range(1, (engine.count if engine.together else 1) + 1):
+                    self._launch(engine, number)
+            for engine in chosen:
+                for number in range(1, engine.count + 1):
+                    self._launch(engine, number)
+                    self._await(engine, number)
+            # The first know of the last, too.
+            for engine in chosen:
+                for number in range(1, engine.count + 1):
+                    self._await(engine, number)
 
     def down(self) -> None:
         """Stop everything of this data folder cleanly; the data stay."""
@@ -193,7 +218,8 @@ class Stack:
         """Start one member on the data it has, and return when it is ready."""
         engine, number = self._place(member)
         with self._alone():
-            self._launch_and_wait(engine, [number])
+            self._launch(engine, number)
+            self._await(engine, number)
 
     def stop(self, member: str) -> None:
         """Stop one member cleanly; nothing happens when it doesn't run."""
@@ -206,36 +232,17 @@ class Stack:
         with locked(self.data / "lock"):
             yield
 
-    def _launch_and_wait(self, engine: Engine, numbers: Iterable[int]) -> None:
-        wanted = list(numbers)
-        for number in wanted:
-            if self._process(f"{engine.name}-{number}") is None:
-                self._launch(engine, number)
-        for number in wanted:
-            name = f"{engine.name}-{number}"
-            log = self.data / name / "log"
-            wait_until(
-                lambda number=number, name=name: self._ready(engine, number, name),  # type: ignore[misc]
-                within_seconds=engine.ready_seconds,
-                what=f"{name} is ready",
-                hint=f"its log is {log}",
-            )
-
-    def _ready(self, engine: Engine, number: int, name: str) -> bool:
-        if self._process(name) is None:
-            raise Unavailable(
-                f"{name} ended while it started", hint=f"its log is {self.data / name / 'log'}"
-            )
-        return engine.ready(number)
-
     def _launch(self, engine: Engine, number: int) -> None:
-        name = f"{engine.name}-{number}"
+        name = _name(engine, number)
+        if self._process(name) is not None:
+            return
         for address, port in engine.listens(number):
             if not is_free(port, address):
                 raise Unavailable(
                     f"{name} needs port {port} of {address or 'every address'}: it is taken",
                     hint="stop what listens there, or choose other ports",
                 )
+        _log.info("starting %s", name)
         folder = self.data / name
         folder.mkdir(parents=True, exist_ok=True)
         _write_layout(self.data / "stack.json", self._layout)
@@ -244,18 +251,28 @@ class Stack:
         process = processes.launch(launch.command, environment, folder / "log")
         processes.remember(process, folder / "process.json")
 
+    def _await(self, engine: Engine, number: int) -> None:
+        name = _name(engine, number)
+        hint = f"its log is {self.data / name / 'log'}"
+
+        def ready() -> bool:
+            if self._process(name) is None:
+                raise Unavailable(f"{name} ended while it started", hint=hint)
+            return engine.ready(number, running=self._running(engine))
+
+        wait_until(ready, within_seconds=engine.ready_seconds, what=f"{name} is ready", hint=hint)
+
     def _stop(self, names: Iterable[str]) -> None:
-        # The later members first: the first Cassandra node is the others' seed.
-        for name in reversed(list(names)):
-            if process := self._process(name):
-                process.stop()
+        running = [process for name in names if (process := self._process(name))]
+        processes.stop(running)
 
     def _process(self, name: str) -> processes.Process | None:
         process = processes.recall(self.data / name / "process.json")
         return process if process is not None and process.running else None
 
-    def _running(self) -> bool:
-        return any(self._process(name) for name in self._names())
+    def _running(self, engine: Engine) -> int:
+        numbers = range(1, engine.count + 1)
+        return sum(self._process(_name(engine, number)) is not None for number in numbers)
 
     def _member(self, name: str) -> Member:
         engine, number = self._place(name)
@@ -266,7 +283,7 @@ class Stack:
 
     def _names(self) -> list[str]:
         return [
-            f"{engine.name}-{number}"
+            _name(engine, number)
             for engine in self._engines.values()
             for number in range(1, engine.count + 1)
         ]
@@ -290,6 +307,10 @@ class Stack:
         if name not in self._engines:
             raise InvalidInput(f"no engine {name!r}", hint=f"one of {', '.join(ENGINES)}")
         return self._engines[name]
+
+
+def _name(engine: Engine, number: int) -> str:
+    return f"{engine.name}-{number}"
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Weaviate:
             },
         )
 
-    def ready(self, number: int) -> bool:
+    def ready(self, number: int, *, running: int) -> bool:  # noqa: ARG002 - it is always one
         """Whether it says that it can serve."""
         connection = http.client.HTTPConnection(
             loopback(number), self._ports.weaviate, timeout=_PROBE_SECONDS
