@@ -6,7 +6,7 @@ once, against them. Sequences start at 1; times are in UTC; agents are given by 
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,10 @@ from perdure.memorizer.memory import MemoryIndex, ScratchIndex
 from perdure.model.event import Event
 from perdure.model.sequencing import Append, Head
 from perdure.model.timeline import Span, Stream
+
+Ack: TypeAlias = Literal["sent", "durable", "recorded"]
+"""What a write waits for: `sent` to be handed on, `durable` to survive any crash, `recorded` to
+have its sequence and to be readable. A store may do more than it is asked for."""
 
 
 class Batch(NamedTuple):
@@ -66,11 +70,12 @@ class EventLog(Protocol):
         """
         ...
 
-    def append(self, append: Append) -> Awaitable[list[Event]]:
-        """Record events, all or none, and answer each; durable when it returns.
+    def append(self, append: Append, ack: Ack) -> Awaitable[list[Event]]:
+        """Record events, all or none, and answer each; as safe as `ack` says when it returns.
 
         Decides by `model.sequencing.decide`. Appends of one caller are recorded in the order in
-        which they were called. The data of the events has been through `event.prepared`.
+        which they were called. The data of the events has been through `event.prepared`. Where
+        events are not recorded yet, the answers are `event.Sent`.
 
         Raises: Refused (nothing recorded), Unavailable (nothing acknowledged).
         """
@@ -94,6 +99,16 @@ class EventTable(Protocol):
 
     async def lineage(self, agent: str) -> list[Stream]:
         """The agent's stream, then its parent's, and so on. Raises NotFound."""
+        ...
+
+    async def caught_up(self, agent: str, position: str | None) -> None:
+        """Wait until a position of the agent's can be read: that of an answer to an append.
+
+        With None: until all that was acknowledged before the call can be read, whoever wrote it.
+
+        Raises: Refused (the write at this position was), Unavailable (it takes too long),
+        InvalidData (this store gives no such positions).
+        """
         ...
 
     async def head(self, agent: str) -> Head:
@@ -168,7 +183,9 @@ class Backend:
 
     `writer` names this process in what it records; `scratch_memories` makes an empty index that
     the store knows nothing of; `changed` waits until something was recorded, by any process, after
-    the version (of `EventTable.version`) that it is given.
+    the version (of `EventTable.version`) that it is given. `keeps_states` says that the store makes
+    state checkpoints by itself, so that agents needn't. `ack` is what writes wait for that don't
+    say.
     """
 
     url: str
@@ -181,3 +198,5 @@ class Backend:
     scratch_memories: Callable[[], ScratchIndex]
     changed: Callable[[int], Awaitable[None]]
     close: Callable[[], Awaitable[None]]
+    keeps_states: bool = False
+    ack: Ack = "recorded"

@@ -192,7 +192,8 @@ async def test_guarantee_5_nothing_read_from_storage_is_executed(place):
             (NewEvent(type="checkpoint.saved", data=data),),
             ports.writer,
             agent.epoch,
-        )
+        ),
+        "recorded",
     )
     with pytest.raises(perdure.PerdureError):
         await store.view("airline/mia").restore("policy")

@@ -3,6 +3,8 @@
 Invariants:
 - `state` has folded in every event this handle was answered, and every earlier one of the stream;
   where one of them can't be read or folded, asking for `state` raises.
+- Events that were acknowledged before they were recorded are folded with the sequences they will
+  have if nobody else writes; when they are recorded, the state is made the recorded one.
 - A write that was recorded is answered, whatever then becomes of the state.
 - A handle whose epoch is not the newest writes nothing.
 - Saving a state checkpoint never delays or fails a write. What is saved is folded from what is
@@ -12,26 +14,28 @@ Invariants:
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self, TypedDict, Unpack
 
 import msgspec
 
+from perdure.agent.confirmation import Confirmation
 from perdure.agent.records import Records
 from perdure.agent.session import Session
 from perdure.agent.view import AgentView
 from perdure.checkpointer import objects, policy
-from perdure.errors import InvalidData, NotFound, PerdureError
+from perdure.errors import InvalidData, NotFound, PerdureError, Refused, Unavailable
 from perdure.memorizer.memory import Memory
 from perdure.memorizer.recall import checked_text
 from perdure.model import names, vocabulary
 from perdure.model.conversation import Conversation, heal
-from perdure.model.event import JSON, Event, NewEvent, checked_sequence, prepared
+from perdure.model.event import JSON, Event, NewEvent, Sent, checked_sequence, prepared
 from perdure.model.projection import DEFAULT
 from perdure.model.sequencing import Head
 from perdure.model.state import SavedObject, State
 from perdure.model.timeline import history, onward, undone
+from perdure.ports import Ack
 
 ENVELOPE_BYTES: Final = 300
 """What the attributes of an event take beside its data, roughly: for the checkpoint policy only."""
@@ -82,6 +86,16 @@ class Agent(AgentView):
         """Why the state could not follow what was recorded."""
         self._catching_up = asyncio.Lock()
         self._saving: asyncio.Task[None] | None = None
+        self._assumptions = 0
+        """How often events were folded before they were recorded."""
+        self._doubtful = False
+        """Whether one of them may not be recorded as was assumed: its id or writer was given, so it
+        may have been recorded before, or it was only sent."""
+        self._refusal: Refused | None = None
+        """Why events that were acknowledged are not recorded."""
+        self._confirmation = Confirmation(
+            self._backend.events, name, recorded=self._reconcile, refused=self._take_refusal
+        )
 
     @classmethod
     async def open(cls, session: Session, name: str) -> Self:
@@ -112,6 +126,9 @@ class Agent(AgentView):
 
     async def refresh(self) -> State:
         """The state with what others contributed up to now."""
+        await self._confirmation.wait()
+        if self._doubtful:
+            await self._reconcile()
         await self._catch_up((await self._lineage())[0].sequence)
         return self.state
 
@@ -121,9 +138,15 @@ class Agent(AgentView):
         data: object = None,
         *,
         expected_sequence: int | None = None,
+        ack: Ack | None = None,
         **attributes: Unpack[Attributes],
     ) -> Event:
         """Record an event; when this returns, it survives a crash and power loss.
+
+        On a cluster `ack` says what it waits for: "sent" (nothing), "durable" (the default: the log
+        has it, on all its replicas) or "recorded" (it has its sequence and can be read). Before it
+        is recorded its `sequence` is 0; should it be refused, the next call says so. A write with
+        an `expected_sequence` always waits. One folder records at once, whatever `ack` is.
 
         Given an `id` (or `writer` and `writer_sequence`) that is recorded already, nothing is
         written and the recorded event is the answer.
@@ -134,7 +157,7 @@ class Agent(AgentView):
             InvalidInput: the type, data or an attribute is not allowed; nothing was written.
         """
         new, size = checked(NewEvent(type=type, data=data, **attributes))
-        answers = await self._append((new,), size, expected_sequence)
+        answers = await self._append((new,), size, expected_sequence, ack)
         return answers[0]
 
     async def emit_many(
@@ -142,13 +165,14 @@ class Agent(AgentView):
         events: Iterable[NewEvent | tuple[str, object]],
         *,
         expected_sequence: int | None = None,
+        ack: Ack | None = None,
     ) -> list[Event]:
         """Record several events in one go, all or none: each a NewEvent or a (type, data) pair."""
         pairs = [checked(as_new_event(event)) for event in events]
         if not pairs:
             return []
         size = sum(size for _, size in pairs)
-        return await self._append(tuple(new for new, _ in pairs), size, expected_sequence)
+        return await self._append(tuple(new for new, _ in pairs), size, expected_sequence, ack)
 
     async def remember(
         self,
@@ -235,7 +259,7 @@ class Agent(AgentView):
         lineage = await self._lineage()
         self._checked_at(lineage, checked_sequence("to", to), None)
         new, size = prepared(NewEvent(type="agent.reverted", data={"to": to}))
-        [event] = await self._append((new,), size, None)
+        [event] = await self._append((new,), size, None, "recorded")
         # Looked for when it is known what was undone: others may have written until then.
         effects = []
         for span in undone(await self._lineage(), event.sequence - 1, to):
@@ -253,8 +277,15 @@ class Agent(AgentView):
         return heal(self.state.messages, for_provider or "openai")
 
     async def close(self) -> None:
-        """Finish what is under way. The agent can be opened again by anybody."""
+        """Finish what is under way. The agent can be opened again by anybody.
+
+        Raises:
+            WriterFenced: another process has opened the agent, and what this one wrote last was
+                acknowledged by the log and then refused.
+        """
         self._session.opened.discard(self)
+        with contextlib.suppress(Unavailable):
+            await self._confirmation.wait()
         # What is left to do saves time and space, nothing else: where it fails, it is left.
         with contextlib.suppress(PerdureError):
             self._fold_pending()
@@ -263,6 +294,9 @@ class Agent(AgentView):
         await self._saved_all()
         with contextlib.suppress(PerdureError):
             await self._backend.log.settle(self.name)
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise refusal
 
     async def __aenter__(self) -> Self:
         return self
@@ -276,13 +310,24 @@ class Agent(AgentView):
         await self.close()
 
     async def _append(
-        self, events: tuple[NewEvent, ...], size: int, expected_sequence: int | None
+        self,
+        events: tuple[NewEvent, ...],
+        size: int,
+        expected_sequence: int | None,
+        ack: Ack | None = None,
     ) -> list[Event]:
+        if self._refusal is not None:
+            raise self._refusal.with_traceback(None)
         answers = await self._session.append(
-            self.name, events, epoch=self.epoch, expected_sequence=expected_sequence
+            self.name, events, epoch=self.epoch, expected_sequence=expected_sequence, ack=ack
         )
         try:
-            await self._follow(answers, size)
+            if isinstance(answers[-1], Sent):
+                if answers[-1].log_position:
+                    self._confirmation.sent(answers[-1].position)
+                self._assume(events, answers, size)
+            else:
+                await self._follow(answers, size)
         except PerdureError as error:
             # Raised to who asks for the state: here it would say that nothing was recorded.
             self._failure, self._pending = error, []
@@ -304,7 +349,33 @@ class Agent(AgentView):
                 self._fold_pending()
                 self._save_when_due()
         elif last > known or self._failure is not None:  # Others have written in between.
+            await self._confirmation.wait()
             await self._catch_up(last)
+
+    def _assume(self, events: Sequence[NewEvent], answers: list[Event], size: int) -> None:
+        """Have the state follow what was acknowledged, as if nobody else wrote."""
+        self._assumptions += 1
+        self._doubtful |= any(
+            event.id is not None or event.writer is not None for event in events
+        ) or not all(isinstance(answer, Sent) and answer.log_position for answer in answers)
+        for answer in answers:
+            self._sequence += 1
+            self._pending.append(msgspec.structs.replace(answer, sequence=self._sequence))
+        self._tail_bytes += size + ENVELOPE_BYTES * len(answers)
+        if len(self._pending) >= PENDING_MAX:
+            self._fold_pending()
+
+    async def _reconcile(self) -> None:
+        """Make the state the recorded one, now that all that was assumed is recorded."""
+        before = self._assumptions
+        sequence = (await self._lineage())[0].sequence
+        if before == self._assumptions and (sequence != self._sequence or self._doubtful):
+            self._doubtful = False
+            await self._reload()
+
+    def _take_refusal(self, error: Refused) -> None:
+        self._refusal = self._failure = error
+        self._pending = []
 
     def _fold_pending(self) -> None:
         if self._pending:
@@ -339,14 +410,19 @@ class Agent(AgentView):
         self._failure = None
 
     async def _reload(self) -> None:
+        before = self._assumptions
         lineage = await self._lineage()
         restored = await self._restored(DEFAULT, lineage, lineage[0].sequence)
+        if before != self._assumptions:
+            return  # What was sent meanwhile is reconciled when it is recorded.
         self._take_over(restored.state)
         self._sequence = restored.sequence
         self._saved_bytes, self._tail_bytes = restored.saved, restored.folded
         self._save_when_due(at_rest=True)
 
     def _save_when_due(self, *, at_rest: bool = False) -> None:
+        if self._backend.keeps_states:
+            return
         if self._saving is None and policy.due(
             self._tail_bytes, self._saved_bytes, at_rest=at_rest
         ):

@@ -2,19 +2,22 @@
 
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, get_args
 
 from perdure.checkpointer.graph import Classes
+from perdure.errors import InvalidData
 from perdure.memorizer.embedder import Embedder
 from perdure.memorizer.message_search import MessageSearch
 from perdure.model.event import Event, NewEvent, checked_sequence
 from perdure.model.projection import Projections
 from perdure.model.sequencing import Append
 from perdure.model.upcast import Upcasters
-from perdure.ports import Backend
+from perdure.ports import Ack, Backend
 
 if TYPE_CHECKING:
     from perdure.agent.agent import Agent
+
+ACKS: Final[tuple[str, ...]] = get_args(Ack)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +40,27 @@ class Session:
         *,
         epoch: int | None,
         expected_sequence: int | None,
+        ack: Ack | None,
     ) -> list[Event]:
         """Record events that `event.prepared` has checked; see `ports.EventLog.append`.
 
+        A write with an expectation waits until it is known whether that holds.
+
         Raises:
-            InvalidData: `expected_sequence` is no sequence, or a version can't be read back here.
+            InvalidData: `expected_sequence` is no sequence, `ack` is no acknowledgement, or a
+                version can't be read back here.
         """
+        if ack is None:
+            ack = self.backend.ack
+        elif ack not in ACKS:
+            raise InvalidData(f"ack is {ack!r}", hint=f"give one of {', '.join(ACKS)}")
         if expected_sequence is not None:
             checked_sequence("expected_sequence", expected_sequence)
+            ack = "recorded"
         if not events:
             return []
         self.upcasters.check_readable(events)
         writer = self.backend.writer
         return await self.backend.log.append(
-            Append(agent, events, writer, epoch, expected_sequence)
+            Append(agent, events, writer, epoch, expected_sequence), ack
         )

@@ -10,7 +10,7 @@ from perdure.agent.view import AgentView, Time
 from perdure.errors import InvalidData
 from perdure.model import names
 from perdure.model.event import Event, NewEvent
-from perdure.ports import AgentSummary
+from perdure.ports import Ack, AgentSummary
 
 
 class Store:
@@ -49,11 +49,12 @@ class Store:
         data: object = None,
         *,
         expected_sequence: int | None = None,
+        ack: Ack | None = None,
         **attributes: Unpack[Attributes],
     ) -> Event:
         """Contribute an event to an agent without opening it; see `Agent.emit`."""
         new = NewEvent(type=type, data=data, **attributes)
-        [event] = await self.emit_many(agent, [new], expected_sequence=expected_sequence)
+        [event] = await self.emit_many(agent, [new], expected_sequence=expected_sequence, ack=ack)
         return event
 
     async def emit_many(
@@ -62,12 +63,13 @@ class Store:
         events: Iterable[NewEvent | tuple[str, object]],
         *,
         expected_sequence: int | None = None,
+        ack: Ack | None = None,
     ) -> list[Event]:
         """Contribute several events to an agent, all or none; see `Agent.emit_many`."""
         names.agent_name(agent)
         new = tuple(checked(as_new_event(event))[0] for event in events)
         return await self._session.append(
-            agent, new, epoch=None, expected_sequence=expected_sequence
+            agent, new, epoch=None, expected_sequence=expected_sequence, ack=ack
         )
 
     async def fork(

@@ -33,7 +33,7 @@ from perdure.model.event import JSON, Event, NewEvent
 from perdure.model.projection import DEFAULT, Projections, default_projections
 from perdure.model.state import SavedObject, State
 from perdure.model.upcast import Upcasters, default_upcasters
-from perdure.ports import AgentSummary
+from perdure.ports import Ack, AgentSummary
 
 T = TypeVar("T")
 
@@ -112,11 +112,18 @@ class SyncStore:
         data: object = None,
         *,
         expected_sequence: int | None = None,
+        ack: Ack | None = None,
         **attributes: Unpack[Attributes],
     ) -> Event:
         """Contribute an event to an agent without opening it; see `Store.emit`."""
         return self._portal.call(
-            self._store.emit, agent, type, data, expected_sequence=expected_sequence, **attributes
+            self._store.emit,
+            agent,
+            type,
+            data,
+            expected_sequence=expected_sequence,
+            ack=ack,
+            **attributes,
         )
 
     def emit_many(
@@ -125,11 +132,16 @@ class SyncStore:
         events: Iterable[NewEvent | tuple[str, object]],
         *,
         expected_sequence: int | None = None,
+        ack: Ack | None = None,
     ) -> list[Event]:
         """Contribute several events to an agent, all or none; see `Store.emit_many`."""
         # A list: what `events` runs while it is read may call the store, so not on its thread.
         return self._portal.call(
-            self._store.emit_many, agent, list(events), expected_sequence=expected_sequence
+            self._store.emit_many,
+            agent,
+            list(events),
+            expected_sequence=expected_sequence,
+            ack=ack,
         )
 
     def fork(
@@ -194,10 +206,11 @@ class SyncAgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
     ) -> State:
         """The state at a sequence or time, or the latest; see `AgentView.state_at`."""
         return self._portal.call(
-            self._view.state_at, seq, time=time, before=before, at_least=at_least
+            self._view.state_at, seq, time=time, before=before, at_least=at_least, fresh=fresh
         )
 
     @overload
@@ -209,6 +222,7 @@ class SyncAgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
     ) -> object: ...
     @overload
     def project(
@@ -219,6 +233,7 @@ class SyncAgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
         type: type[T],
     ) -> T: ...
     def project(
@@ -229,11 +244,18 @@ class SyncAgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
         type: type[T] | None = None,
     ) -> object | T:
         """The state of a registered projection, at any point; see `AgentView.project`."""
         point = partial(
-            self._view.project, projection, seq, time=time, before=before, at_least=at_least
+            self._view.project,
+            projection,
+            seq,
+            time=time,
+            before=before,
+            at_least=at_least,
+            fresh=fresh,
         )
         return self._portal.call(point if type is None else partial(point, type=type))
 
@@ -293,6 +315,7 @@ class SyncAgentView:
         until: Time | None = None,
         where: Mapping[str, Scalar] | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> list[Hit]:
         """The `k` memories, or messages, that fit the query best; see `AgentView.recall`."""
@@ -307,6 +330,7 @@ class SyncAgentView:
             until=until,
             where=where,
             at_least=at_least,
+            fresh=fresh,
             progress=progress,
         )
 
@@ -376,11 +400,17 @@ class SyncAgent(SyncAgentView):
         data: object = None,
         *,
         expected_sequence: int | None = None,
+        ack: Ack | None = None,
         **attributes: Unpack[Attributes],
     ) -> Event:
         """Record an event; when this returns, it survives power loss; see `Agent.emit`."""
         return self._portal.call(
-            self._agent.emit, type, data, expected_sequence=expected_sequence, **attributes
+            self._agent.emit,
+            type,
+            data,
+            expected_sequence=expected_sequence,
+            ack=ack,
+            **attributes,
         )
 
     def emit_many(
@@ -388,11 +418,12 @@ class SyncAgent(SyncAgentView):
         events: Iterable[NewEvent | tuple[str, object]],
         *,
         expected_sequence: int | None = None,
+        ack: Ack | None = None,
     ) -> list[Event]:
         """Record several events in one go, all or none; see `Agent.emit_many`."""
         # A list: what `events` runs while it is read may call the store, so not on its thread.
         return self._portal.call(
-            self._agent.emit_many, list(events), expected_sequence=expected_sequence
+            self._agent.emit_many, list(events), expected_sequence=expected_sequence, ack=ack
         )
 
     def remember(

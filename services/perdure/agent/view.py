@@ -6,6 +6,7 @@ A view claims nothing: any number of them read an agent while another process wr
 import asyncio
 import contextlib
 import datetime as dt
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeAlias, TypeVar, overload
 
@@ -38,6 +39,7 @@ Among: TypeAlias = Literal["memories", "messages"]
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
+_LOG_PLACE: Final = re.compile(r"\d{1,9}:\d{1,18}")
 
 
 S = TypeVar("S")
@@ -96,16 +98,23 @@ class AgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
     ) -> State:
         """The state after sequence `seq`, or at `time`, or just before `before`; else the latest.
 
-        At a time means: after the last event before the first one that is later.
+        At a time means: after the last event before the first one that is later. `at_least`, the
+        position of an event, waits until that event can be read; `fresh` until everything can
+        that was acknowledged before the call, by whichever process. One folder never makes wait.
 
         Raises:
             NotFound: there is no such agent, or it has no such sequence yet.
             InvalidData: more than one point is given, or a time has no zone.
         """
-        return (await self._restore(DEFAULT, seq, time, before, at_least)).state
+        return (
+            await self._restore(
+                DEFAULT, seq=seq, time=time, before=before, at_least=at_least, fresh=fresh
+            )
+        ).state
 
     @overload
     async def project(
@@ -116,6 +125,7 @@ class AgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
     ) -> object: ...
     @overload
     async def project(
@@ -126,6 +136,7 @@ class AgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
         type: type[T],
     ) -> T: ...
     async def project(
@@ -136,6 +147,7 @@ class AgentView:
         time: Time | None = None,
         before: Time | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
         type: type[T] | None = None,
     ) -> object | T:
         """The state of a registered projection, at any point (see `state_at`).
@@ -148,7 +160,9 @@ class AgentView:
             InvalidData: the state is not of `type`.
         """
         known: Projection[object] = self._session.projections.get(projection)
-        restored = await self._restore(known, seq, time, before, at_least)
+        restored = await self._restore(
+            known, seq=seq, time=time, before=before, at_least=at_least, fresh=fresh
+        )
         return _of_type(f"the state of projection {projection}", restored.state, type)
 
     async def diff(self, a: int | Time, b: int | Time) -> list[Difference]:
@@ -246,6 +260,7 @@ class AgentView:
         until: Time | None = None,
         where: Mapping[str, Scalar] | None = None,
         at_least: str | None = None,
+        fresh: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> list[Hit]:
         """The `k` memories that fit the query best, by meaning and by words, best first.
@@ -262,6 +277,7 @@ class AgentView:
         """
         if among not in ("memories", "messages"):
             raise InvalidData(f"among is {among!r}", hint='give "memories" or "messages"')
+        await self._caught_up(at_least, fresh=fresh)
         lineage = await self._lineage()
         at = self._checked_at(lineage, seq, at_least)
         chosen = Filter(
@@ -421,15 +437,18 @@ class AgentView:
     async def _restore(
         self,
         projection: Projection[S],
+        *,
         seq: int | None,
         time: Time | None,
         before: Time | None,
         at_least: str | None,
+        fresh: bool,
     ) -> Restored[S]:
         if (seq is not None) + (time is not None) + (before is not None) > 1:
             raise InvalidData(
                 "more than one of seq, time and before is given", hint="give one of them"
             )
+        await self._caught_up(at_least, fresh=fresh)
         lineage = await self._lineage()
         at = self._checked_at(lineage, seq, at_least)
         if time is not None:
@@ -438,14 +457,20 @@ class AgentView:
             at = await self._sequence_at(lineage, utc("before", before), inclusive=False)
         restored = await self._restored(projection, lineage, at)
         newest = lineage[0]
-        if newest.forked_at < at == newest.sequence and policy.due(
-            restored.folded, restored.saved, at_rest=True
+        if (
+            newest.forked_at < at == newest.sequence
+            and not self._is_kept_by_store(projection)
+            and policy.due(restored.folded, restored.saved, at_rest=True)
         ):
             # Where it can't be kept (a store that is read only, a state that is no JSON), the next
             # reader folds again: no reason to fail this one.
             with contextlib.suppress(PerdureError):
                 await self._keep(projection, restored)
         return restored
+
+    def _is_kept_by_store(self, projection: Projection[S]) -> bool:
+        """Whether the store saves this projection's states, so that readers needn't."""
+        return self._backend.keeps_states and projection.name == DEFAULT.name
 
     async def _keep(self, projection: Projection[S], restored: Restored[S]) -> int:
         return await save(
@@ -473,6 +498,13 @@ class AgentView:
         moment = (time - _EPOCH) // _MICROSECOND
         return await self._backend.events.sequence_at(spans, moment, inclusive=inclusive)
 
+    async def _caught_up(self, at_least: str | None, *, fresh: bool) -> None:
+        if at_least is not None:
+            self._sequence_of(at_least)
+            await self._backend.events.caught_up(self.name, at_least)
+        if fresh:
+            await self._backend.events.caught_up(self.name, None)
+
     def _checked_at(self, lineage: Lineage, seq: int | None, at_least: str | None) -> int:
         last = lineage[0].sequence
         if at_least is not None and self._sequence_of(at_least) > last:
@@ -490,13 +522,16 @@ class AgentView:
         return seq
 
     def _sequence_of(self, position: str) -> int:
-        agent, _, sequence = str(position).rpartition("@")
-        if agent != self.name or not sequence.isdecimal():
+        """Of a position; 0 where it doesn't name one, but a place in a cluster's log."""
+        agent, _, place = str(position).rpartition("@")
+        if agent == self.name and place.isdecimal():
+            return int(place)
+        if agent != self.name or not _LOG_PLACE.fullmatch(place):
             raise InvalidData(
                 f"position {position!r} is not one of agent {self.name}",
                 hint="give the position of an event of this agent",
             )
-        return int(sequence)
+        return 0
 
 
 class _Types:

@@ -15,7 +15,7 @@ from typing import Final
 from perdure.embedded import event_rows, segments
 from perdure.embedded.database import Database
 from perdure.embedded.segments import Segment, position
-from perdure.errors import Corrupt, NotFound
+from perdure.errors import Corrupt, InvalidData, NotFound
 from perdure.model.event import Event, decode, split_all
 from perdure.model.sequencing import Head, first_chain, link
 from perdure.model.timeline import Span, Stream
@@ -49,6 +49,14 @@ class SqliteEventTable:
     async def lineage(self, agent: str) -> list[Stream]:
         with self._database.reading() as connection:
             return event_rows.lineage(connection, agent)
+
+    async def caught_up(self, agent: str, position: str | None) -> None:
+        # What is acknowledged can be read at once, by every process.
+        if position is not None and ":" in position.rpartition("@")[2]:
+            raise InvalidData(
+                f"position {position!r} is one of a cluster's log",
+                hint=f"a folder gives positions such as {agent}@7",
+            )
 
     async def head(self, agent: str) -> Head:
         with self._database.reading() as connection:

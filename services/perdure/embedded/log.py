@@ -25,6 +25,7 @@ from perdure.embedded.segments import SEQUENCE_MAX, Piece, Segment
 from perdure.errors import AgentExists, NotFound, PerdureError, Refused
 from perdure.model.event import Event, decode, encode, ids_of_all
 from perdure.model.sequencing import Append, Head, Recorded, decide, first_chain
+from perdure.ports import Ack
 
 STREAMS_MAX: Final = 1024
 """Heads kept in memory: each with one tail's ids, and at most `WRITERS_MAX` writers beside its."""
@@ -127,7 +128,8 @@ class SqliteLog:
         # Nobody whom it shuts out outlives the machine, and the first write puts it on disk.
         return await self._database.write(job, durable=False)
 
-    def append(self, append: Append) -> Awaitable[list[Event]]:
+    def append(self, append: Append, ack: Ack) -> Awaitable[list[Event]]:  # noqa: ARG002
+        # Whatever is asked for: one commit makes it durable and gives it its place.
         future: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
         if self._alone and not self._queue:
             self._alone -= 1

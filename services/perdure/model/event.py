@@ -148,6 +148,28 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fa
         return attributes
 
 
+class Sent(Event, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """An event that is acknowledged and has no sequence yet: that is 0 until it is recorded.
+
+    `log_position` is where it lies in the cluster's log, `partition:offset`.
+
+    >>> sent = Sent(
+    ...     id="01936f5e-0000-7000-8000-000000000000", type="plan.generated",
+    ...     subject="airline/mia", source="/airline/mia", sequence=0,
+    ...     time=dt.datetime(2026, 11, 1, tzinfo=dt.UTC), writer="w", writer_sequence=7,
+    ...     log_position="3:1234")
+    >>> sent.position
+    'airline/mia@3:1234'
+    """
+
+    log_position: str
+
+    @property
+    def position(self) -> str:
+        """Where the event lies: give it to a read as `at_least=` to see at least this event."""
+        return f"{self.subject}@{self.log_position}"
+
+
 class _Id(msgspec.Struct):
     """What is read of an event to index it."""
 
