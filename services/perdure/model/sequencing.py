@@ -44,7 +44,9 @@ class Append(msgspec.Struct, frozen=True):
     """One write: events of one agent that are recorded together or not at all.
 
     `writer` is who writes, where an event doesn't say; `epoch` is None for a shared contribution;
-    `expected_sequence` is what the stream's last sequence must be, where the writer cares.
+    `expected_sequence` is what the stream's last sequence must be, where the writer cares. `by_id`
+    says that an id that is given identifies its event; else only a writer's number does, and the
+    id is a name that nobody looks for.
     """
 
     agent: str
@@ -52,6 +54,7 @@ class Append(msgspec.Struct, frozen=True):
     writer: str
     epoch: int | None = None
     expected_sequence: int | None = None
+    by_id: bool = True
 
 
 class Recorded(NamedTuple):
@@ -175,13 +178,13 @@ class _Decision:
                 self._record(append, draft, append.writer, number)
                 for number, draft in enumerate(append.events, last + 1)
             ]
-        known = [self._known(append.agent, draft) for draft in append.events]
+        known = [self._known(append, draft) for draft in append.events]
         if append.events and None not in known:
             return [event for event in known if event is not None]
         self._check(append)
         numbers = self._numbered(append, known)
         return [
-            found or self._in_this_commit(draft) or self._record(append, draft, *number)
+            found or self._in_this_commit(append, draft) or self._record(append, draft, *number)
             for found, draft, number in zip(known, append.events, numbers, strict=True)
         ]
 
@@ -192,12 +195,13 @@ class _Decision:
             last = self._writers[writer] = self._recorded.last_of(self._before.agent, writer)
         return last
 
-    def _known(self, agent: str, draft: NewEvent) -> Event | None:
+    def _known(self, append: Append, draft: NewEvent) -> Event | None:
         """The event that this draft was recorded as before, if it was."""
-        event_id, writer, number = draft.id, draft.writer, draft.writer_sequence
+        event_id = draft.id if append.by_id else None
+        agent, writer, number = append.agent, draft.writer, draft.writer_sequence
         if event_id is None and number is None:
             return None
-        found = self._in_this_commit(draft)
+        found = self._in_this_commit(append, draft)
         if found is None and event_id is not None:
             found = self._recorded.by_id(agent, event_id)
         if found is None and writer is not None and number is not None:
@@ -206,9 +210,9 @@ class _Decision:
             found = self._recorded.by_writer(agent, writer, number)
         return found
 
-    def _in_this_commit(self, draft: NewEvent) -> Event | None:
+    def _in_this_commit(self, append: Append, draft: NewEvent) -> Event | None:
         found = None
-        if draft.id is not None:
+        if draft.id is not None and append.by_id:
             found = self._given.get(draft.id)
         if found is None and draft.writer is not None and draft.writer_sequence is not None:
             found = self._counted.get((draft.writer, draft.writer_sequence))
@@ -238,7 +242,8 @@ class _Decision:
             writer = append.writer if draft.writer is None else draft.writer
             last = counted.get(writer) or self._last(writer)
             number = draft.writer_sequence
-            again = found is not None or draft.id in given or (writer, number) in given
+            event_id = draft.id if append.by_id else None
+            again = found is not None or event_id in given or (writer, number) in given
             if number is None:
                 number = last + 1
             elif number <= last and not again:
@@ -249,8 +254,8 @@ class _Decision:
             if not again:
                 counted[writer] = number
                 given.add((writer, number))
-                if draft.id is not None:
-                    given.add(draft.id)
+                if event_id is not None:
+                    given.add(event_id)
             numbers.append((writer, number))
         return numbers
 
@@ -288,7 +293,7 @@ class _Decision:
         if self._time_max is None or time > self._time_max:
             self._time_max = time
         self.new.append(Recorded(event, data, self._chain))
-        if draft.id is not None:
+        if draft.id is not None and append.by_id:
             self._given[draft.id] = event
         if draft.writer_sequence is not None:
             self._counted[writer, number] = event
