@@ -28,7 +28,7 @@ from perdure.cli import (
     timelines,
     verify,
 )
-from perdure.errors import PerdureError
+from perdure.errors import NotFound, PerdureError
 from perdure.version import __version__
 
 FAILED: Final = 1
@@ -36,14 +36,19 @@ USAGE: Final = 2
 INTERRUPTED: Final = 128 + 2  # as a shell says it of a process that SIGINT ended
 PIPE_CLOSED: Final = 128 + 13  # the same of SIGPIPE
 
-# Commands whose modules are imported when they are called: name, module, help.
+CLUSTER: Final = "cluster"
+
+# Commands whose modules are imported when they are called: name, module, help, and the extra with
+# the packages they need.
 _LATER: Final = (
     (
         "demo",
         "perdure.cli.demo.command",
         "Watch an agent being killed and losing nothing.",
+        "",
     ),
-    ("bench", "perdure.cli.bench.command", "Measure perdure beside raw SQLite and its peers."),
+    ("bench", "perdure.cli.bench.command", "Measure perdure beside raw SQLite and its peers.", ""),
+    ("serve", "perdure.cli.serve.command", "Run a service of a cluster, or all of them.", CLUSTER),
 )
 
 
@@ -78,18 +83,27 @@ def perdure(
 ) -> None:
     """Durable state for AI agents: look at, go back to and check what agents did.
 
-    The store is a folder: --store, else $PERDURE_STORE, else ./.perdure. Commands that read never
-    disturb a running agent. Every command has --help with examples.
+    The store is a folder, or a cluster behind perdure://host:port: --store, else $PERDURE_STORE,
+    else ./.perdure. Commands that read never disturb a running agent. Every command has --help
+    with examples.
     """
     if context.invoked_subcommand is None:
         output.line(context.get_help())
 
 
-def _later(module: str, name: str) -> Callable[[typer.Context], None]:
+def _later(module: str, name: str, extra: str) -> Callable[[typer.Context], None]:
     """A command that imports what it does when it is called."""
 
     def call(context: typer.Context) -> None:
-        found = importlib.import_module(module)
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if not extra or (error.name or "").startswith("perdure"):
+                raise
+            raise NotFound(
+                f"the package {error.name} is not installed, which `perdure {name}` needs",
+                hint=f"pip install 'perdure[{extra}]'",
+            ) from error
         function: Callable[..., None] = getattr(found, name)
         own = _plain_app()
         own.command(name=name, epilog=getattr(found, "EXAMPLES", None))(function)
@@ -102,14 +116,14 @@ def _later(module: str, name: str) -> Callable[[typer.Context], None]:
     return call
 
 
-for _name, _module, _help in _LATER:
+for _name, _module, _help, _extra in _LATER:
     if (Path(__file__).parent / _name / "command.py").is_file():
         app.command(
             _name,
             help=_help,
             add_help_option=False,  # it has its own
             context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-        )(_later(_module, _name))
+        )(_later(_module, _name, _extra))
 
 app.command("import", epilog=importing.EXAMPLES)(importing.import_runs)
 app.command("agents", epilog=agents.EXAMPLES)(agents.agents)
