@@ -36,6 +36,7 @@ from perdure.errors import (
     StoreFull,
     StoreReadOnly,
     Unavailable,
+    Unreachable,
     UnsupportedFormat,
     WriterFenced,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "SyncRecords",
     "SyncStore",
     "Unavailable",
+    "Unreachable",
     "UnsupportedFormat",
     "Verification",
     "WriterFenced",

@@ -23,6 +23,7 @@
         ├── StoreReadOnly         no right to write there
         ├── StoreBusy             another process holds the write lock for too long (retry helps)
         ├── StoreClosed           used after it was closed
+        ├── Unreachable           an engine or service of a cluster does not answer (retry helps)
         └── ProjectionFailed      a user's projection or upcaster raised
 """
 
@@ -128,6 +129,12 @@ class StoreBusy(Unavailable):
 
 class StoreClosed(Unavailable):
     """The store was used after it was closed."""
+
+
+class Unreachable(Unavailable):
+    """An engine or a service of a cluster did not answer, or could not do its part just now."""
+
+    retriable = True
 
 
 class ProjectionFailed(Unavailable):
