@@ -16,6 +16,7 @@ from perdure.errors import InvalidInput, NotFound
 
 VARIABLE_PREFIX: Final = "PERDURE_"
 
+
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A cluster. Every service is given one; agent processes know its gateway alone.
 

@@ -26,6 +26,8 @@ SERVICE_FOLDERS = (
     "perdure.projector",
     "perdure.recorder",
 )
+ADAPTERS = ("perdure.blobs", "perdure.cassandra", "perdure.kafka", "perdure.weaviate")
+CLUSTER = (*PORTS, *SERVICE_FOLDERS, *ADAPTERS, "perdure.serving", "perdure.settings")
 SURFACE = (*PORTS, *SERVICE_FOLDERS, "perdure.agent", "perdure.version")
 
 MAY_IMPORT = {
@@ -37,9 +39,15 @@ MAY_IMPORT = {
     "perdure.ports": PORTS,
     **dict.fromkeys(SERVICE_FOLDERS, (*PORTS, *SERVICE_FOLDERS)),
     "perdure.embedded": (*PORTS, *SERVICE_FOLDERS, "perdure.version"),
+    "perdure.settings": ("perdure.errors",),
+    "perdure.serving": ("perdure.errors",),
+    **dict.fromkeys(ADAPTERS, (*PORTS, *SERVICE_FOLDERS, *ADAPTERS, "perdure.settings")),
+    # What a service is made of is chosen where it is put together.
+    **{f"{folder}.service": (*CLUSTER, "perdure.agent.discovery") for folder in SERVICE_FOLDERS},
+    "perdure.gateway": (*CLUSTER, "perdure.agent.discovery", "perdure.version"),
     "perdure.agent": SURFACE,
     # The one place that chooses adapters, from the URL.
-    "perdure.agent.connect": (*SURFACE, "perdure.embedded"),
+    "perdure.agent.connect": (*SURFACE, "perdure.embedded", "perdure.gateway"),
     "perdure.cli": ("perdure",),
     "perdure.__main__": ("perdure.cli",),
     "perdure": SURFACE,

@@ -24,6 +24,15 @@ EXAMPLES: Final = """Examples:
 """
 
 
+MODULES: Final = {
+    "recorder": "perdure.recorder.service",
+    "checkpointer": "perdure.checkpointer.service",
+    "memorizer": "perdure.memorizer.service",
+    "projector": "perdure.projector.service",
+    "gateway": "perdure.gateway.app",
+}
+
+
 class Service(StrEnum):
     """The services of a cluster, and all of them together."""
 
@@ -113,6 +122,7 @@ async def _serve(
 
 
 def _application(service: str) -> Callable[[settings.Cluster], Application]:
-    module = f"perdure.{service}.{'app' if service == 'gateway' else 'service'}"
-    found: Callable[[settings.Cluster], Application] = importlib.import_module(module).application
+    found: Callable[[settings.Cluster], Application] = importlib.import_module(
+        MODULES[service]
+    ).application
     return found
