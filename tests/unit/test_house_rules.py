@@ -119,7 +119,7 @@ def _imports(tree):
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 yield f"{'.' * node.level}{node.module or ''}.{alias.name}", node.lineno
-        elif isinstance(node, ast.Constant) and node.value in MODULES:
+        elif isinstance(node, ast.Constant) and node.value in MODULES and node.value != "perdure":
             # importlib.import_module("perdure.x"), a table of lazily imported names.
             yield node.value, node.lineno
 
