@@ -16,7 +16,7 @@ ARGS ?=
 PROJECT := pyproject.toml services/perdure/version.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench docs demo lock clean
+.PHONY: help setup test check bench docs demo lock clean stack stack-down stack-status stack-logs
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,18 @@ docs: $(DONE)/dev ## write the generated pages, and run every example of docstri
 
 demo: $(DONE)/runtime ## watch an agent being killed and losing nothing
 	@$(BIN)/perdure demo $(ARGS)
+
+stack: $(DONE)/dev ## start Kafka, Cassandra, Weaviate; also stack-status, stack-logs, stack-down
+	@$(BIN)/python -m ops.stack up $(ARGS)
+
+stack-down: $(DONE)/dev
+	@$(BIN)/python -m ops.stack down $(ARGS)
+
+stack-status: $(DONE)/dev
+	@$(BIN)/python -m ops.stack status $(ARGS)
+
+stack-logs: $(DONE)/dev
+	@$(BIN)/python -m ops.stack logs $(ARGS)
 
 lock: $(DONE)/lock-tool ## write requirements*.lock anew from pyproject.toml (ARGS=--upgrade for newer)
 	@echo "perdure: resolving for every platform and Python from 3.11 on"

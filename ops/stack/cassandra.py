@@ -147,6 +147,8 @@ num_tokens: 4
 # The nodes of a new ring have nothing to copy, and copying fails on a busy machine: it waits only
 # `ring_delay_ms` for the seed's first word.
 auto_bootstrap: false
+# The stack itself waits until the nodes know of each other.
+block_for_peers_timeout_in_secs: 1
 endpoint_snitch: SimpleSnitch
 seed_provider:
   - class_name: org.apache.cassandra.locator.SimpleSeedProvider
