@@ -21,6 +21,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -41,10 +42,15 @@ from perdure.errors import InvalidInput, Unavailable
 DRAIN_SECONDS: Final = 30
 """How long requests that are in flight may take after a signal."""
 
+KEEP_ALIVE_SECONDS: Final = 75
+"""How long an idle connection is kept: longer than clients keep theirs, so that none is cut."""
+
 PATIENCE_SECONDS_MAX: Final = 5
 """The longest pause before an engine is tried again."""
 
 T = TypeVar("T")
+
+_stopping: ContextVar[asyncio.Event] = ContextVar("stopping")
 
 # The three callables of ASGI 3, as its specification types them.
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -213,6 +219,14 @@ def stop_on_signals() -> Generator[asyncio.Event, None, None]:
             loop.remove_signal_handler(number)
 
 
+def stopping() -> asyncio.Event:
+    """Set when the service was told to stop: what waits for others has to end then.
+
+    For what runs within `run`; elsewhere an event that nobody sets.
+    """
+    return _stopping.get(None) or asyncio.Event()
+
+
 async def run(
     app: Application,
     host: str,
@@ -236,6 +250,7 @@ async def run(
             await run(app, host, port, service=service, stop=signalled)
         return
     log = logger("perdure.serving")
+    _stopping.set(stop)
     with logged(service=service or None), contextlib.closing(_bound(host, port)) as bound:
         server = _Server(
             uvicorn.Config(
@@ -244,6 +259,7 @@ async def run(
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
             )
         )

@@ -1,0 +1,294 @@
+"""Reading `perdure.journal`: its end as it grows, and what lies further back when it is asked for.
+
+Invariants:
+- Nothing is missed over a lost connection: reading goes on where it stopped. Where the topic no
+  longer has what comes next, everybody who waits is told to look again.
+- A record that was decided is found, however long ago, as long as the journal has it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+
+from perdure.errors import InvalidInput, PerdureError, Unreachable
+from perdure.gateway.verdicts import Verdict, Verdicts
+from perdure.kafka.journal import JournalRecord, decode
+from perdure.serving import logger
+from perdure.settings import Cluster
+
+WARM_RECORDS: Final = 500
+"""How far before each partition's end reading starts, to know what is decided already."""
+
+SEARCH_AFTER_SECONDS: Final = 2.0
+"""After so long without an answer the journal itself is searched, once."""
+
+COMMITTED_EVERY_SECONDS: Final = 0.5
+"""How often the recorder's committed position is asked for while it is waited for."""
+
+FETCH_BYTES_MAX: Final = 9 * 1024 * 1024
+"""One fetch of a partition: more than the largest journal record."""
+
+BACK_RECORDS: Final = 512
+"""How far a search looks back first: what a recorder writes in one go. Then twice that, …"""
+
+_log = logger("perdure.gateway")
+
+
+class Journal:
+    """The journal of a cluster. `run` has to be running for anything to be learned."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.verdicts = Verdicts()
+        self._positions: dict[TopicPartition, int] = {}
+        self._asking: AIOKafkaConsumer | None = None
+        self._admin: AIOKafkaAdminClient | None = None
+        self._search = asyncio.Lock()
+        self.trouble = "the journal was not read yet"
+
+    async def run(self) -> None:
+        """Read until cancelled; reconnects as often as it takes."""
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type((KafkaError, OSError, PerdureError)),
+                wait=wait_exponential_jitter(initial=0.1, max=2),
+            ):
+                with attempt:
+                    try:
+                        await self._read()
+                    except (KafkaError, OSError, PerdureError) as error:
+                        self.trouble = f"the journal can't be read: {error!r}"
+                        _log.warning("the journal can't be read", reason=repr(error))
+                        raise
+        finally:
+            await self._drop_clients()
+
+    async def _read(self) -> None:
+        async with _consumer(self._cluster.kafka, wait_ms=500) as consumer:
+            partitions = [
+                TopicPartition(self._cluster.topic("journal"), number)
+                for number in range(self._cluster.partitions)
+            ]
+            consumer.assign(partitions)
+            await self._seek(consumer, partitions)
+            self.trouble = ""
+            while True:
+                try:
+                    found = await consumer.getmany(timeout_ms=10_000, max_records=2_000)
+                except OffsetOutOfRangeError:
+                    self._positions.clear()
+                    await self._seek(consumer, partitions)
+                    self.verdicts.lost()
+                    continue
+                for partition, records in found.items():
+                    for record in records:
+                        self._note(record.value, partition, record.offset)
+                    self._positions[partition] = records[-1].offset + 1
+                self.verdicts.settle()
+
+    async def _seek(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
+        firsts = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+        for partition in partitions:
+            warm = max(firsts[partition], ends[partition] - WARM_RECORDS)
+            position = self._positions.setdefault(partition, warm)
+            if not firsts[partition] <= position <= ends[partition]:
+                position = self._positions[partition] = warm
+                self.verdicts.lost()
+            consumer.seek(partition, position)
+
+    def _note(self, value: bytes, partition: TopicPartition, offset: int) -> None:
+        try:
+            record = decode(value)
+        except PerdureError as error:
+            # The recorder alone writes there; one record of somebody else's must not stop reading.
+            _log.error("no journal record", partition=partition, offset=offset, reason=str(error))
+            return
+        self.verdicts.note(record, len(value))
+
+    async def decided(
+        self, records: Sequence[tuple[int, int]], wait_seconds: float
+    ) -> list[Verdict]:
+        """Verdicts of some of the records (partition, offset), as soon as there is one.
+
+        Raises:
+            InvalidInput: there is no such partition.
+            Unreachable: the journal can't be searched now.
+        """
+        for partition, _ in records:
+            self._checked(partition)
+        if self.verdicts.known(*records[0]) is None:
+            for partition, offset in records:
+                # Decided before what is kept: nobody will tell it again.
+                if (
+                    offset <= self.verdicts.through(partition)
+                    and self.verdicts.known(partition, offset) is None
+                    and (verdict := await self._searched(partition, offset)) is not None
+                ):
+                    return [verdict]
+        first = min(wait_seconds, SEARCH_AFTER_SECONDS)
+        found = await self.verdicts.any_of(records, first)
+        if found or wait_seconds <= first:
+            return found
+        verdict = await self._searched(*min(records, key=lambda record: record[1]))
+        if verdict is not None:
+            return [verdict]
+        return await self.verdicts.any_of(records, wait_seconds - first)
+
+    async def caught_up(self, partition: int, wait_seconds: float) -> bool:
+        """Whether all that was acknowledged before the call is decided; waits so long at most.
+
+        Raises:
+            InvalidInput: there is no such partition.
+            Unreachable: Kafka does not answer.
+        """
+        self._checked(partition)
+        events = TopicPartition(self._cluster.topic("events"), partition)
+        with _reachable():
+            ends = await (await self._asker()).end_offsets([events])
+        last = ends[events] - 1
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_seconds
+        while last >= 0 and self.verdicts.through(partition) < last:
+            left = deadline - loop.time()
+            if left <= 0:
+                return False
+            if await self.verdicts.reached(partition, last, min(left, COMMITTED_EVERY_SECONDS)):
+                break
+            # The journal doesn't tell where all its records are gone, or the last one told less.
+            if await self._committed(events) > last:
+                break
+        return True
+
+    async def _committed(self, events: TopicPartition) -> int:
+        with _reachable():
+            if self._admin is None:
+                admin = AIOKafkaAdminClient(bootstrap_servers=self._cluster.kafka)
+                await admin.start()
+                self._admin = admin
+            offsets = await self._admin.list_consumer_group_offsets(
+                self._cluster.group("recorder"), partitions=[events]
+            )
+        return int(offsets[events].offset) if events in offsets else -1
+
+    def _checked(self, partition: int) -> None:
+        if not 0 <= partition < self._cluster.partitions:
+            raise InvalidInput(
+                f"{self._cluster.topic('events')} has no partition {partition}",
+                hint=f"partitions are 0 to {self._cluster.partitions - 1}",
+            )
+
+    async def _asker(self) -> AIOKafkaConsumer:
+        # Its own connections: a broker answers one connection in order, and the reading one's
+        # fetches wait there for what is new.
+        if self._asking is None:
+            asking = _consumer(self._cluster.kafka, wait_ms=20)
+            await asking.start()
+            self._asking = asking
+        return self._asking
+
+    async def _drop_clients(self) -> None:
+        asking, self._asking = self._asking, None
+        admin, self._admin = self._admin, None
+        with contextlib.suppress(KafkaError, OSError):
+            if asking is not None:
+                await asking.stop()
+            if admin is not None:
+                await admin.close()
+
+    async def _searched(self, partition: int, offset: int) -> Verdict | None:
+        """The verdict of a record, from the topic; None where it isn't there."""
+        topic = TopicPartition(self._cluster.topic("journal"), partition)
+        async with self._search:
+            with _reachable():
+                consumer = await self._asker()
+                consumer.assign([topic])
+                try:
+                    return await _search(consumer, topic, offset)
+                finally:
+                    consumer.assign([])
+
+
+async def _search(consumer: AIOKafkaConsumer, topic: TopicPartition, offset: int) -> Verdict | None:
+    """Look for the entry of a source offset: by bisection, then back from there.
+
+    `through` rises along the journal, and an entry stands at or before the first record whose
+    `through` covers it; how far before depends on how much a recorder writes in one go.
+    """
+    first = (await consumer.beginning_offsets([topic]))[topic]
+    end = (await consumer.end_offsets([topic]))[topic]
+    low, high = first, end
+    while low < high:
+        middle = (low + high) // 2
+        at, record = await _one(consumer, topic, middle, end)
+        if record is None or at >= high or _reaches(record, offset):
+            high = middle
+        else:
+            low = at + 1
+    stop, back = min(low + 1, end), BACK_RECORDS
+    while True:
+        start = max(first, stop - back)
+        verdict = await _scan(consumer, topic, start, stop, offset)
+        if verdict is not None or start == first:
+            return verdict
+        stop, back = start, back * 2
+
+
+def _reaches(record: JournalRecord, offset: int) -> bool:
+    return max(record.through, *(entry.offset for entry in record.entries), -1) >= offset
+
+
+async def _one(
+    consumer: AIOKafkaConsumer, topic: TopicPartition, position: int, end: int
+) -> tuple[int, JournalRecord | None]:
+    """The first record at or after a position, with its own position."""
+    consumer.seek(topic, position)
+    while position < end:
+        found = await consumer.getmany(topic, timeout_ms=5_000, max_records=1)
+        if not found.get(topic):
+            raise Unreachable("the journal does not answer", hint="look whether Kafka is up")
+        [message] = found[topic]
+        with contextlib.suppress(PerdureError):
+            return message.offset, decode(message.value)
+        position = message.offset + 1
+    return end, None
+
+
+async def _scan(
+    consumer: AIOKafkaConsumer, topic: TopicPartition, start: int, stop: int, offset: int
+) -> Verdict | None:
+    position = start
+    while position < stop:
+        position, record = await _one(consumer, topic, position, stop)
+        if record is not None:
+            for entry in record.entries:
+                if entry.offset == offset:
+                    return Verdict(record.partition, offset, record.store, record.agent, entry)
+        position += 1
+    return None
+
+
+def _consumer(bootstrap: str, *, wait_ms: int) -> AIOKafkaConsumer:
+    return AIOKafkaConsumer(
+        bootstrap_servers=bootstrap,
+        enable_auto_commit=False,
+        auto_offset_reset="none",  # a position that is gone is noticed
+        max_partition_fetch_bytes=FETCH_BYTES_MAX,
+        fetch_max_wait_ms=wait_ms,
+    )
+
+
+@contextlib.contextmanager
+def _reachable() -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise Unreachable(
+            f"Kafka does not answer the gateway: {error!r}", hint="ask again in a moment"
+        ) from error
