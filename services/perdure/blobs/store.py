@@ -25,6 +25,7 @@ from perdure.errors import (
     StoreFull,
     StoreReadOnly,
     Unavailable,
+    Unreachable,
 )
 
 LEFTOVER_SECONDS: Final = 24 * 3600
@@ -185,7 +186,7 @@ class FsspecBlobs:
                 f"object {digest} can't be read from {told}",
                 hint="restore an older checkpoint; `perdure verify` lists the damaged ones",
             )
-        return Unavailable(
+        return Unreachable(
             f"checkpoint storage can't be reached at {told}",
             hint="nothing that was kept before is harmed; look at the storage",
         )

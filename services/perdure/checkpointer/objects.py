@@ -4,7 +4,6 @@ Invariants:
 - The digest is of the encoded bytes, before compression: the same object is the same checkpoint at
   any level and with any version of zstd, and what is restored has been compared with it.
 - Stored bytes are decoded only after their digest was found right.
-- Never more is decompressed than the frame declares, nor than the caller allows.
 """
 
 import hashlib
@@ -12,6 +11,7 @@ from typing import Final, NamedTuple
 
 import zstandard
 
+from perdure.checkpointer.frames import HINT, Frame
 from perdure.checkpointer.graph import Classes, decode, encode
 from perdure.errors import Corrupt
 
@@ -20,13 +20,6 @@ BYTES_MAX: Final = 1 << 30
 
 LEVEL: Final = 3
 """zstd level: weights hardly compress better at higher ones, and are many bytes."""
-
-_RATIO_MAX: Final = 1 << 15
-"""What zstd can make of a byte at most: a block of 128 KiB out of four."""
-_STEP_BYTES: Final = 1024
-"""Compressed bytes that are decompressed at a time, at least: into 32 MiB at most."""
-
-_HINT: Final = "restore an older checkpoint; `perdure verify` lists the damaged ones"
 
 
 class Packed(NamedTuple):
@@ -65,7 +58,7 @@ def unpack(data: bytes, digest: str, classes: Classes, *, bytes_max: int = BYTES
     try:
         return decode(encoded, classes)
     except Corrupt as error:
-        raise Corrupt(f"object {digest}: {error.message}", hint=_HINT) from error
+        raise Corrupt(f"object {digest}: {error.message}", hint=HINT) from error
 
 
 def check(data: bytes, digest: str, *, bytes_max: int = BYTES_MAX) -> None:
@@ -74,39 +67,4 @@ def check(data: bytes, digest: str, *, bytes_max: int = BYTES_MAX) -> None:
 
 
 def _checked(data: bytes, digest: str, bytes_max: int) -> bytes:
-    try:
-        size = zstandard.get_frame_parameters(data).content_size
-    except zstandard.ZstdError as error:
-        raise Corrupt(f"object {digest} is no zstd frame: {error}", hint=_HINT) from error
-    if size == zstandard.CONTENTSIZE_UNKNOWN:
-        raise Corrupt(f"object {digest} doesn't say how large it is", hint=_HINT)
-    if size > bytes_max:
-        raise Corrupt(
-            f"object {digest} declares {size} bytes, over the limit of {bytes_max}", hint=_HINT
-        )
-    encoded = _decompress(data, digest, size)
-    if hashlib.sha256(encoded).hexdigest() != digest:
-        raise Corrupt(f"object {digest} has other content than was saved", hint=_HINT)
-    return encoded
-
-
-def _decompress(data: bytes, digest: str, size: int) -> bytes:
-    # By pieces: a frame of a few bytes that declares a gigabyte must not get a gigabyte allocated.
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
-    pieces: list[bytes] = []
-    found = 0
-    view = memoryview(data)
-    try:
-        while view and found <= size and not decompressor.eof:
-            step = max(_STEP_BYTES, (size - found) // _RATIO_MAX)
-            pieces.append(decompressor.decompress(view[:step]))
-            found += len(pieces[-1])
-            view = view[step:]
-    except zstandard.ZstdError as error:
-        raise Corrupt(f"object {digest} is damaged: {error}", hint=_HINT) from error
-    if found != size or not decompressor.eof or decompressor.unused_data or view:
-        raise Corrupt(
-            f"object {digest} is truncated or has bytes added: {found} of {size} bytes are there",
-            hint=_HINT,
-        )
-    return b"".join(pieces)
+    return b"".join(Frame(digest, bytes_max=bytes_max).feed(data, last=True))
