@@ -134,9 +134,11 @@ def _started_linux(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     # proc(5): after the command's name, which may itself hold parentheses and blanks, come the
-    # state (field 3) and, as field 22, the start in clock ticks since the system started.
+    # state (field 3), the number of threads (20) and the start in clock ticks (22).
     after_name = stat.rpartition(")")[2].split()
-    if after_name[0] in {"Z", "X"}:
+    state, threads, ticks = after_name[0], int(after_name[17]), after_name[19]
+    # While other threads are still ending, the first is a zombie and the ports are still taken.
+    if state in {"Z", "X"} and threads <= 1:
         return None
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{after_name[19]}"
+    return f"{boot}/{ticks}"

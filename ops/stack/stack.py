@@ -88,8 +88,10 @@ class Stack:
     ) -> None:
         self.data = data.absolute()
         known = _read_layout(self.data / "stack.json")
-        brokers = brokers or (known.brokers if known else 1)
-        nodes = nodes or (known.nodes if known else 1)
+        if brokers is None:
+            brokers = known.brokers if known else 1
+        if nodes is None:
+            nodes = known.nodes if known else 1
         for what, count in (("brokers", brokers), ("nodes", nodes)):
             if not 1 <= count <= MEMBERS_MAX:
                 raise InvalidInput(f"{count} {what}", hint=f"from 1 to {MEMBERS_MAX}")

@@ -66,7 +66,6 @@ class Weaviate:
                 "LOG_LEVEL": "info",
                 "GRPC_PORT": f"{ports.weaviate_grpc}",
                 "CLUSTER_HOSTNAME": "weaviate-1",
-                "CLUSTER_IN_LOCALHOST": "true",
                 "CLUSTER_BIND_ADDR": address,
                 "CLUSTER_ADVERTISE_ADDR": address,
                 "CLUSTER_GOSSIP_BIND_PORT": f"{ports.weaviate_gossip}",
