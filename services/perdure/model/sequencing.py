@@ -153,7 +153,7 @@ class _Decision:
         self._given: dict[str, Event] = {}
         """New events whose id was given, by it."""
         self._counted: dict[tuple[str, int], Event] = {}
-        """New events whose writer's sequence was given, by writer and it."""
+        """New events, by writer and the writer's sequence."""
 
     def head(self) -> Head:
         """The head after what was decided."""
@@ -295,8 +295,7 @@ class _Decision:
         self.new.append(Recorded(event, data, self._chain))
         if draft.id is not None and append.by_id:
             self._given[draft.id] = event
-        if draft.writer_sequence is not None:
-            self._counted[writer, number] = event
+        self._counted[writer, number] = event
         return event
 
 

@@ -1,0 +1,288 @@
+"""One partition of the log, recorded step by step.
+
+Invariants:
+- The order of a step: events and heads, then dead letters and the journal; only when all of it is
+  durable does the step return, and its last offset may be committed.
+- Appends of an agent are written in their order; agents are independent of each other.
+- What is looked up may come from a recorder that is further on; it never decides anything here.
+- An agent whose records can't be recorded holds up no other: they become dead letters.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, NamedTuple, Protocol, TypeVar
+
+import msgspec
+
+from perdure.errors import InvalidData, InvalidInput, PerdureError, Unavailable
+from perdure.kafka.journal import Entry, JournalRecord, problem_of
+from perdure.kafka.wire import Headers, decode, key_of, partition_of
+from perdure.model.event import Event
+from perdure.recorder.core import (
+    Asked,
+    Change,
+    Decided,
+    Found,
+    Work,
+    asked,
+    asked_numbers,
+    chunks,
+    decided,
+)
+from perdure.recorder.heads import Heads
+from perdure.recorder.recordings import Recordings, Stream
+
+AGENTS_AT_ONCE: Final = 64
+"""Agents of one partition that are written at the same time."""
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """A record of the topic of events, as Kafka's clients give it."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp: int
+
+
+class DeadLetter(NamedTuple):
+    """A record that can't be recorded, and why."""
+
+    source: Source
+    error: PerdureError
+
+
+class Journal(Protocol):
+    """Where the recorder tells what became of records."""
+
+    async def tell(self, partition: int, records: Sequence[tuple[bytes, JournalRecord]]) -> None:
+        """Write records with their keys to a partition, in order; durable when it returns."""
+        ...
+
+    async def put_aside(self, partition: int, letters: Sequence[DeadLetter]) -> None:
+        """Write records of a partition to the dead letters; durable when it returns."""
+        ...
+
+
+class Patience(Protocol):
+    """How the recorder waits for its engines: calls again until they can serve."""
+
+    async def __call__(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        """What the call gives; it is made again for as long as it raises Unavailable."""
+        ...
+
+
+class Done(NamedTuple):
+    """What a step did."""
+
+    records: int
+    events: int
+    duplicates: int
+    refused: int
+    dead: int
+    writes: int
+    write_seconds: float
+
+
+class _Told(NamedTuple):
+    """What became of one agent's records."""
+
+    key: bytes
+    journal: list[JournalRecord]
+    letters: list[DeadLetter]
+    events: int
+
+
+class PartitionRecorder:
+    """Records the records of one partition, in their order."""
+
+    def __init__(
+        self,
+        partition: int,
+        partitions: int,
+        *,
+        recordings: Recordings,
+        journal: Journal,
+        heads: Heads,
+        patiently: Patience,
+    ) -> None:
+        self._partition = partition
+        self._partitions = partitions
+        self._recordings = recordings
+        self._journal = journal
+        self._heads = heads
+        self._patiently = patiently
+        self._writes = 0
+        self._write_seconds = 0.0
+
+    async def step(self, records: Sequence[Source]) -> Done:
+        """Record consecutive records. When it raises, all of them have to be given again."""
+        if not records:
+            return Done(0, 0, 0, 0, 0, 0, 0.0)
+        self._writes, self._write_seconds = 0, 0.0
+        works, told = self._decoded(records)
+        sources = {record.offset: record for record in records}
+        told += await self._agents(works, sources)
+        letters = [letter for agent in told for letter in agent.letters]
+        if letters:
+            letters.sort(key=lambda letter: letter.source.offset)
+            await self._patiently(
+                "the dead letters", lambda: self._journal.put_aside(self._partition, letters)
+            )
+        journal = [(agent.key, record) for agent in told for record in agent.journal]
+        # The step's last record says that all before it are told.
+        key, last = journal[-1]
+        journal[-1] = key, msgspec.structs.replace(last, through=records[-1].offset)
+        await self._patiently("the journal", lambda: self._journal.tell(self._partition, journal))
+        entries = [entry for _, record in journal for entry in record.entries]
+        events = sum(agent.events for agent in told)
+        return Done(
+            records=len(records),
+            events=events,
+            duplicates=sum(len(entry.events) for entry in entries) - events,
+            refused=sum(entry.outcome == "refused" for entry in entries),
+            dead=len(letters),
+            writes=self._writes,
+            write_seconds=self._write_seconds,
+        )
+
+    def _decoded(
+        self, records: Sequence[Source]
+    ) -> tuple[dict[tuple[str, str], list[Work]], list[_Told]]:
+        """The work of each agent, and what becomes of records that are none."""
+        works: dict[tuple[str, str], list[Work]] = {}
+        told = []
+        for record in records:
+            try:
+                incoming = decode(record.key, record.value, record.headers, record.timestamp)
+                key = (incoming.store, incoming.append.agent)
+                if key not in works:
+                    self._check_partition(*key)
+                    works[key] = []
+            except InvalidInput as error:
+                entry = Entry(record.offset, "dead-letter", error=problem_of(error))
+                journal = JournalRecord("", "", self._partition, [entry])
+                told.append(_Told(record.key or b"", [journal], [DeadLetter(record, error)], 0))
+            else:
+                works[key].append(Work(record.offset, incoming))
+        return works, told
+
+    def _check_partition(self, store: str, agent: str) -> None:
+        key = key_of(store, agent)
+        right = partition_of(key, self._partitions)
+        if right != self._partition:
+            raise InvalidData(
+                f"the record of {agent} is in partition {self._partition}; its order is kept in "
+                f"{right}",
+                hint=f"send it with the key {key.decode()} and the default partitioner (murmur2)",
+            )
+
+    async def _agents(
+        self, works: dict[tuple[str, str], list[Work]], sources: dict[int, Source]
+    ) -> list[_Told]:
+        told: list[_Told] = []
+        waiting = iter(works.items())
+
+        async def some() -> None:
+            for (store, agent), mine in waiting:
+                told.append(await self._agent(store, agent, mine, sources))
+
+        if len(works) == 1:
+            await some()
+        elif works:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(AGENTS_AT_ONCE, len(works))):
+                    group.create_task(some())
+        return told
+
+    async def _agent(
+        self, store: str, agent: str, works: list[Work], sources: dict[int, Source]
+    ) -> _Told:
+        told = _Told(key_of(store, agent), [], [], 0)
+        for chunk in chunks(works):
+            try:
+                decision = await self._chunk(store, agent, chunk)
+            except Unavailable:
+                raise
+            except PerdureError as error:
+                # Its rows are damaged, say: noticed before it writes, no matter for other agents.
+                self._heads.forget(self._partition, store, agent)
+                problem = problem_of(error)
+                entries = [Entry(work.offset, "dead-letter", error=problem) for work in chunk]
+                told.journal.append(JournalRecord("", "", self._partition, entries))
+                told.letters.extend(DeadLetter(sources[work.offset], error) for work in chunk)
+                continue
+            told.journal.extend(decision.journal)
+            told.letters.extend(
+                DeadLetter(sources[letter.offset], letter.error) for letter in decision.letters
+            )
+            rows = sum(len(change.rows) for change in decision.changes)
+            told = told._replace(events=told.events + rows)
+        return told
+
+    async def _chunk(self, store: str, agent: str, works: Sequence[Work]) -> Decided:
+        stream = self._heads.get(self._partition, store, agent)
+        if stream is None:
+            stream = await self._load(store, agent)
+        ask = asked(stream, works)
+        if ask.writers:
+            # Writers of earlier buckets are told without their place in the log. If somebody is
+            # further on than this stream, they may be from there: go on from what is stored then.
+            lasts = await self._read(lambda: self._recordings.last_of(store, agent, ask.writers))
+            stored = await self._load(store, agent)
+            if stored.position > stream.position:
+                self._heads.put(self._partition, store, stored)
+                return await self._chunk(store, agent, works)
+        else:
+            lasts = {}
+        decision = decided(
+            self._partition, stream, works, await self._found(store, stream, works, ask, lasts)
+        )
+        for change in decision.changes:
+            await self._write(store, agent, change)
+        self._heads.put(self._partition, store, decision.stream)
+        return decision
+
+    async def _found(
+        self, store: str, stream: Stream, works: Sequence[Work], ask: Asked, lasts: dict[str, int]
+    ) -> Found:
+        agent, recordings = stream.head.agent, self._recordings
+        found = Found({}, lasts, {}, {})
+        numbers = asked_numbers(stream, works, lasts)
+        if ask.positions:
+            found.written.update(
+                await self._read(lambda: recordings.written_at(store, agent, stream, ask.positions))
+            )
+        if ask.ids:
+            ids = await self._read(lambda: recordings.by_id(store, agent, stream, ask.ids))
+            found.ids.update({key: event for key, event in ids.items() if _past(event, stream)})
+        if numbers:
+            events = await self._read(lambda: recordings.by_writer(store, agent, stream, numbers))
+            found.numbers.update(
+                {key: event for key, event in events.items() if _past(event, stream)}
+            )
+        return found
+
+    async def _load(self, store: str, agent: str) -> Stream:
+        return await self._read(lambda: self._recordings.load(store, agent))
+
+    async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await self._patiently("reading the tables", call)
+
+    async def _write(self, store: str, agent: str, change: Change) -> None:
+        started = time.perf_counter()
+        await self._patiently(
+            "writing the tables",
+            lambda: self._recordings.write(store, agent, change.before, change.after, change.rows),
+        )
+        self._writes += 1
+        self._write_seconds += time.perf_counter() - started
+
+
+def _past(event: Event, stream: Stream) -> bool:
+    """Whether an event that was found is of the stream's past: another recorder may be ahead."""
+    return event.subject != stream.head.agent or event.sequence <= stream.head.sequence
