@@ -123,7 +123,7 @@ async def test_closing_is_clean(shared_cluster):
     await session.close()
     with pytest.raises(StoreClosed):
         await session.execute("SELECT key FROM system.local")
-    # Threads of `asyncio.to_thread` stay for the next call; the driver's loop serves other sessions.
+    # Threads of `asyncio.to_thread` stay for the next call, the driver's loop for other sessions.
     theirs = ("asyncio", "event_loop")
     left = [t for t in set(threading.enumerate()) - before if not t.name.startswith(theirs)]
     for thread in left:

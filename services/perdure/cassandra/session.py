@@ -10,7 +10,7 @@ Invariants:
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import cassandra  # type: ignore[import-untyped]
@@ -171,6 +171,7 @@ class Session:
             compression=True,  # lz4, where both sides have it
             execution_profiles={EXEC_PROFILE_DEFAULT: profile},
             reconnection_policy=ExponentialReconnectionPolicy(0.2, 5.0, max_attempts=None),
+            max_schema_agreement_wait=0,  # `run_schema` waits once, for all its statements
             connect_timeout=TIMEOUT,
             control_connection_timeout=TIMEOUT,
             monitor_reporting_enabled=False,
@@ -242,27 +243,22 @@ class Session:
         return results
 
     async def pages(
-        self, statement: Statement, parameters: Sequence[object], *, rows: Callable[[], int] | int
-    ) -> AsyncIterator[list[Row]]:
-        """The rows of a statement in pages of `rows`; the next is fetched while one is worked on.
+        self, statement: Statement, parameters: Sequence[object], *, rows: int
+    ) -> AsyncGenerator[list[Row], None]:
+        """The rows of a statement in pages of so many; the next is fetched while one is worked on.
 
         Raises as `execute` does.
         """
-        bound = _bound(statement, parameters)
         state: bytes | None = None
-        bound.fetch_size = rows if isinstance(rows, int) else rows()
-        coming = asyncio.ensure_future(self._page(bound, state))
+        coming = self._next_page(statement, parameters, rows, state)
         try:
             while True:
                 page, state = await coming
-                if state is not None:
-                    # Its own copy: the driver reads it again when it retries.
-                    bound = _bound(statement, parameters)
-                    bound.fetch_size = rows if isinstance(rows, int) else rows()
-                    coming = asyncio.ensure_future(self._page(bound, state))
-                yield page
                 if state is None:
+                    yield page
                     return
+                coming = self._next_page(statement, parameters, rows, state)
+                yield page
         finally:
             coming.cancel()
             with contextlib.suppress(asyncio.CancelledError, PerdureError):
@@ -291,9 +287,12 @@ class Session:
                 hint="`nodetool describecluster` shows which node differs; try again",
             )
 
-    async def _page(self, bound: Any, state: bytes | None) -> tuple[list[Row], bytes | None]:  # noqa: ANN401
-        page: tuple[list[Row], bytes | None] = await self._requested(bound, state=state, paged=True)
-        return page
+    def _next_page(
+        self, statement: Statement, parameters: Sequence[object], rows: int, state: bytes | None
+    ) -> "asyncio.Task[tuple[list[Row], bytes | None]]":
+        bound = _bound(statement, parameters)
+        bound.fetch_size = rows
+        return self._loop.create_task(self._requested(bound, state=state, paged=True))
 
     async def _requested(
         self,

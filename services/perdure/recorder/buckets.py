@@ -20,6 +20,32 @@ BUCKET_BYTES: Final = 4_000_000
 ID_BUCKETS: Final = 32
 """Newest buckets of a stream in which ids are looked up: up to 131,072 events."""
 
+MUTATION_BYTES_MAX: Final = 15_000_000
+"""Bytes of one append's rows: below what Cassandra takes in one mutation, and in one request."""
+
+ROWS_MAX: Final = 65_534
+"""Rows that one request can hold beside the head."""
+
+ROWS_EACH: Final = 3
+"""Rows of one event: itself, its place by type and time, its id."""
+
+ROW_BYTES: Final = 100
+"""Bytes of a row beside what is named here, at most: lengths, numbers, the statement's id."""
+
+INDEXED_BYTES: Final = 2304
+"""Bytes of an event's type and id, at most: the indexes hold them a second time."""
+
+
+def fits(store: str, agent: str, count: int, size: int) -> bool:
+    """Whether an append of `count` events and `size` stored bytes can be recorded whole.
+
+    >>> fits("default", "airline/mia", 1000, 1_000_000)
+    True
+    """
+    rows = ROWS_EACH * count
+    names = rows * (len(store) + len(agent) + ROW_BYTES) + min(size, count * INDEXED_BYTES)
+    return rows <= ROWS_MAX and size + names <= MUTATION_BYTES_MAX
+
 
 def opened(stream: Stream) -> Stream:
     """The stream with the bucket into which its next events go: the same one, or a new one.

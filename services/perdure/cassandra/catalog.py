@@ -1,0 +1,228 @@
+"""The control keyspace: which format, which log, which generation of the tables is read.
+
+Invariants:
+- Changes are conditional (Paxos): of two that exclude each other, one takes place.
+- A generation is dropped only when no partition is read from it.
+"""
+
+import datetime as dt
+from typing import Final
+
+import msgspec
+
+from perdure.cassandra import schema
+from perdure.cassandra.session import Row, Session
+from perdure.errors import Incompatible, InvalidInput, NotFound, UnsupportedFormat
+from perdure.settings import Cluster
+
+_EVENTS: Final = "events"
+_CONTROL: Final = "control"
+
+BUILDING: Final = "building"
+LIVE: Final = "live"
+DROPPED: Final = "dropped"
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """A set of tables. `state` is `building`, `live` (some partition is read from it) or `dropped`.
+
+    `created` is in UTC.
+    """
+
+    number: int
+    state: str
+    created: dt.datetime
+
+
+class Catalog:
+    """What the control keyspace of a cluster says."""
+
+    def __init__(self, session: Session, cluster: Cluster) -> None:
+        self._session = session
+        self._cluster = cluster
+        self._keyspace = schema.control_keyspace(cluster)
+
+    @classmethod
+    async def open(cls, session: Session, cluster: Cluster) -> "Catalog":
+        """The catalog of a cluster; created with its first generation where it isn't there.
+
+        Safe for any number of processes at once.
+
+        Raises:
+            UnsupportedFormat: the tables are of a newer format than this code knows.
+            InvalidInput: the cluster's name can't be the name of a keyspace.
+            Unreachable: not enough nodes answered in time.
+        """
+        catalog = cls(session, cluster)
+        await schema.create_control(session, cluster)
+        await catalog._check_format()
+        if not await catalog.generations():
+            await catalog._add(1, LIVE)
+        usable = [each for each in await catalog.generations() if each.state != DROPPED]
+        for generation in usable:
+            await schema.create_generation(session, cluster, generation.number)
+        newest = max([each.number for each in usable if each.state == LIVE], default=1)
+        for partition in set(range(cluster.partitions)) - (await catalog.placement()).keys():
+            await catalog._run(
+                "INSERT INTO {}.partitions (partition, generation)"
+                f" VALUES ({partition}, {newest}) IF NOT EXISTS"
+            )
+        return catalog
+
+    async def checked_topics(self, partitions: int) -> int:
+        """The generation of the topic of events, which has so many partitions.
+
+        Raises:
+            Incompatible: the log was made with another number of partitions; the order of an
+                agent's events, and which recorder decides about them, hang on it.
+        """
+        await self._run(
+            "INSERT INTO {}.topics (topic, partitions, generation)"
+            f" VALUES ('{_EVENTS}', {partitions}, 1) IF NOT EXISTS"
+        )
+        [(made_with, generation)] = await self._run(
+            f"SELECT partitions, generation FROM {{}}.topics WHERE topic = '{_EVENTS}'"
+        )
+        if made_with != partitions:
+            raise Incompatible(
+                f"topic {self._cluster.topic(_EVENTS)} has {partitions} partitions,"
+                f" but the log was made with {made_with}",
+                hint=f"set partitions = {made_with}; to have {partitions}, make a new log with"
+                " `perdure replay`",
+            )
+        return int(generation)
+
+    async def renew_topics(self, partitions: int) -> int:
+        """Say that the topic of events was made anew, its offsets starting at 0; its generation.
+
+        What it brings counts as later than all that its predecessors brought.
+        """
+        before = await self.checked_generation()
+        [(applied, *_)] = await self._run(
+            f"UPDATE {{}}.topics SET partitions = {partitions}, generation = {before + 1}"
+            f" WHERE topic = '{_EVENTS}' IF generation = {before}"
+        )
+        if not applied:
+            raise Incompatible(
+                f"topic {self._cluster.topic(_EVENTS)} was renewed by somebody else meanwhile",
+                hint="one at a time",
+            )
+        return before + 1
+
+    async def checked_generation(self) -> int:
+        """The generation of the topic of events, whatever its partitions. Raises NotFound."""
+        rows = await self._run(f"SELECT generation FROM {{}}.topics WHERE topic = '{_EVENTS}'")
+        if not rows:
+            raise NotFound(
+                f"cluster {self._cluster.name} has no log yet", hint="start its recorder first"
+            )
+        return int(rows[0][0])
+
+    async def generations(self) -> list[Generation]:
+        """All generations there ever were, oldest first.
+
+        Raises:
+            UnsupportedFormat: one that is not dropped has tables of a newer format.
+        """
+        rows = await self._run("SELECT generation, format, state, created FROM {}.generations")
+        for number, version, state, _ in rows:
+            if version > schema.FORMAT and state != DROPPED:
+                raise self._newer(f"generation {number}", version)
+        return sorted(
+            (
+                Generation(number, state, created.replace(tzinfo=dt.UTC))
+                for number, _, state, created in rows
+            ),
+            key=lambda generation: generation.number,
+        )
+
+    async def placement(self) -> dict[int, int]:
+        """The generation from which each partition is read."""
+        rows = await self._run("SELECT partition, generation FROM {}.partitions")
+        return {partition: generation for partition, generation in rows if generation is not None}
+
+    async def build(self) -> Generation:
+        """Make a new generation with empty tables, beside those there are."""
+        while True:
+            number = max([0, *(each.number for each in await self.generations())]) + 1
+            if await self._add(number, BUILDING):
+                await schema.create_generation(self._session, self._cluster, number)
+                return await self._generation(number)
+
+    async def switch(self, partition: int, before: int, after: int) -> None:
+        """From now on a partition is read from generation `after`.
+
+        Raises:
+            Incompatible: it is not read from `before` any more, or `after` was dropped.
+        """
+        if (await self._generation(after)).state == DROPPED:
+            raise Incompatible(f"generation {after} was dropped", hint="build a new one")
+        [(applied, *_)] = await self._run(
+            f"UPDATE {{}}.partitions SET generation = {after}"
+            f" WHERE partition = {partition} IF generation = {before}"
+        )
+        if not applied:
+            raise Incompatible(
+                f"partition {partition} is not read from generation {before} any more",
+                hint="somebody else switched it; look at the generations again",
+            )
+        await self._set_state(after, LIVE)
+
+    async def drop(self, number: int) -> None:
+        """Drop a generation and its tables.
+
+        Raises:
+            InvalidInput: a partition is read from it.
+            NotFound: there is none of this number.
+        """
+        await self._generation(number)
+        read = sorted(
+            p for p, generation in (await self.placement()).items() if generation == number
+        )
+        if read:
+            raise InvalidInput(
+                f"generation {number} is what partitions {read} are read from",
+                hint="switch them over first",
+            )
+        await self._set_state(number, DROPPED)
+        await self._session.run_schema(
+            [f"DROP KEYSPACE IF EXISTS {self._cluster.keyspace(number)}"]
+        )
+
+    async def _generation(self, number: int) -> Generation:
+        for generation in await self.generations():
+            if generation.number == number:
+                return generation
+        raise NotFound(f"there is no generation {number}", hint="`perdure replay` builds one")
+
+    async def _add(self, number: int, state: str) -> bool:
+        [(applied, *_)] = await self._run(
+            "INSERT INTO {}.generations (generation, format, state, created)"
+            f" VALUES ({number}, {schema.FORMAT}, '{state}', toTimestamp(now())) IF NOT EXISTS"
+        )
+        return bool(applied)
+
+    async def _set_state(self, number: int, state: str) -> None:
+        await self._run(
+            f"UPDATE {{}}.generations SET state = '{state}' WHERE generation = {number} IF EXISTS"
+        )
+
+    async def _check_format(self) -> None:
+        await self._run(
+            "INSERT INTO {}.format (part, version)"
+            f" VALUES ('{_CONTROL}', {schema.FORMAT}) IF NOT EXISTS"
+        )
+        rows = await self._run("SELECT part, version FROM {}.format")
+        for part, version in rows:
+            if version > schema.FORMAT:
+                raise self._newer(f"part {part}", version)
+
+    def _newer(self, what: str, version: int) -> UnsupportedFormat:
+        return UnsupportedFormat(
+            f"the tables of cluster {self._cluster.name} ({what}) are of format {version};"
+            f" this version of perdure knows formats up to {schema.FORMAT}",
+            hint="upgrade perdure on this machine",
+        )
+
+    async def _run(self, cql: str) -> list[Row]:
+        return await self._session.execute(cql.replace("{}", self._keyspace))
