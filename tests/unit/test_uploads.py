@@ -38,12 +38,12 @@ class Table:
         refused = {up: why for (of, up), why in self.refused.items() if of == digest}
         return Known(self.objects.get(digest), refused)
 
-    async def add(self, stored, position):
+    async def add(self, stored):
         """Note it."""
         self._answer()
         self.objects[stored.digest] = stored
 
-    async def refuse(self, digest, upload, reason, position):
+    async def refuse(self, digest, upload, reason):
         """Note the reason."""
         self._answer()
         self.refused[digest, upload] = reason
@@ -140,7 +140,7 @@ async def test_interleaved_repeated_and_restarted(tmp_path_factory, data):
 @pytest.mark.parametrize(
     ("spoil", "error", "what"),
     [
-        (lambda c: [msgspec.structs.replace(x, digest="a" * 64) for x in c], Corrupt, "other cont"),
+        (lambda c: [msgspec.structs.replace(x, digest="a" * 64) for x in c], Corrupt, "other"),
         (
             lambda c: [*c[:3], msgspec.structs.replace(c[3], data=bytes(100)), *c[4:]],
             Corrupt,

@@ -46,18 +46,18 @@ class Storage(Protocol):
 class Manifest(Protocol):
     """The list of objects. Each method raises Unavailable (retriable) where it can't serve now.
 
-    `position` is the offset, in the topic of chunks, of what a line is written for: of two writes
-    the one from later in the log wins, and the same one again changes nothing.
+    What is stored and what was refused are noted apart, and noting the same again is harmless: in
+    whatever order two processes write, both are known after.
     """
 
     async def find(self, digest: str) -> Known:
         """What is known of a digest; an empty `Known` of one that is not."""
         ...
 
-    async def add(self, stored: StoredObject, position: int) -> None:
+    async def add(self, stored: StoredObject) -> None:
         """Note an object that is in storage; durable when it returns."""
         ...
 
-    async def refuse(self, digest: str, upload: str, reason: str, position: int) -> None:
+    async def refuse(self, digest: str, upload: str, reason: str) -> None:
         """Tell whoever waits for an upload that it is not going to be stored, and why."""
         ...

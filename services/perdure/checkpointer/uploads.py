@@ -98,9 +98,9 @@ class Uploads:
                 upload.bytes += len(chunk.data)
                 upload.time = max(upload.time, time)
             whole = upload.chunks == upload.first.count
-            return await self._finished(upload, offset) if whole else None
+            return await self._finished(upload) if whole else None
         except (Corrupt, InvalidInput) as error:
-            await self._refuse(upload.first, str(error), offset)
+            await self._refuse(upload.first, str(error))
             raise
 
     async def abandon(self, before: float) -> list[Upload]:
@@ -112,7 +112,7 @@ class Uploads:
         for upload in given_up:
             first = upload.first
             reason = f"only {upload.chunks} of {first.count} chunks came; save it again"
-            await self._refuse(first, reason, upload.offset)
+            await self._refuse(first, reason)
         return given_up
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Uploads:
                 hint="save it again when others are through",
             )
         if refusal is not None:
-            await self._refuse(chunk, str(refusal), offset)
+            await self._refuse(chunk, str(refusal))
             raise refusal
         return self._open.setdefault(chunk.upload, Upload(chunk, offset, time))
 
@@ -159,7 +159,7 @@ class Uploads:
                 hint="send the chunks in order, all by one producer; save it again",
             )
 
-    async def _finished(self, upload: Upload, offset: int) -> StoredObject:
+    async def _finished(self, upload: Upload) -> StoredObject:
         first = upload.first
         if upload.bytes != first.size:
             raise InvalidInput(
@@ -171,7 +171,7 @@ class Uploads:
         stored = await self._storage.put_stream(first.digest, self._verified(upload, frame))
         created = datetime.fromtimestamp(upload.time, UTC)
         entry = StoredObject(first.digest, frame.size, stored, created, first.uploader)
-        await self._manifest.add(entry, offset)
+        await self._manifest.add(entry)
         for other in [each for each in self._open.values() if each.first.digest == first.digest]:
             self._end(other.first.upload)
         return entry
@@ -197,8 +197,8 @@ class Uploads:
             hint="save it again",
         )
 
-    async def _refuse(self, chunk: Chunk, reason: str, offset: int) -> None:
-        await self._manifest.refuse(chunk.digest, chunk.upload, reason, offset)
+    async def _refuse(self, chunk: Chunk, reason: str) -> None:
+        await self._manifest.refuse(chunk.digest, chunk.upload, reason)
         self._end(chunk.upload)
 
     def _end(self, upload: str) -> None:
