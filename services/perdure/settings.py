@@ -23,7 +23,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     `name` starts the names of all topics, keyspaces and collections, so that several clusters can
     share the engines. `kafka` and `cassandra` are addresses with commas between them. `blobs` is
     the URL of checkpoint storage, as fsspec takes it. `replication` is the number of copies that
-    topics and keyspaces are made with.
+    topics and keyspaces are made with. An upload of which no chunk came for `upload_seconds` is
+    given up; an agent that wrote nothing for `quiet_seconds` gets its state saved, if it is worth
+    it.
 
     >>> Cluster(kafka="k1:9092,k2:9092").topic("events")
     'perdure.events'
@@ -41,6 +43,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     weaviate_grpc: str = "127.0.0.1:50051"
     blobs: str = "file:///var/lib/perdure/blobs"
     archive: str = "file:///var/lib/perdure/archive"
+    upload_seconds: int = 3600
+    quiet_seconds: int = 30
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8787
     health_host: str = "127.0.0.1"
