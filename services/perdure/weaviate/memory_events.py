@@ -1,0 +1,100 @@
+"""Memory events as the tables have them, in windows, the last ones kept.
+
+Invariants:
+- A window is read up to the agent's head and no further, so what is kept of it stays true; what
+  came since is read and added.
+- What is kept is bounded in characters.
+"""
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from typing import Final, TypeAlias
+
+from perdure.memorizer.memory import Memory
+from perdure.model.event import Event
+from perdure.weaviate.objects import Forgetting, understood
+
+WINDOW_EVENTS: Final = 4_096
+"""How many sequences a window is long: about a bucket of the tables."""
+
+KEPT_CHARS_MAX: Final = 32 * 2**20
+"""About how many characters of windows are kept."""
+
+_CHARS_EACH: Final = 500
+"""What an event takes beside its text."""
+
+Reader: TypeAlias = Callable[[str, int, int], AsyncIterator[Event]]
+"""`memory_events(agent, first, last)`: the events `memory.stored` and `memory.forgotten` of the
+agent's own stream with a sequence from `first` to `last`, in any order. Nothing where there is no
+such agent."""
+
+
+class _Window:
+    __slots__ = ("chars", "found", "read_to")
+
+    def __init__(self, read_to: int) -> None:
+        self.read_to = read_to
+        self.found: list[Memory | Forgetting] = []
+        self.chars = 0
+
+
+class MemoryEvents:
+    """The memory events of one store. Use from one event loop."""
+
+    def __init__(self, read: Reader) -> None:
+        self._read = read
+        self._windows: OrderedDict[tuple[str, int], _Window] = OrderedDict()
+        self._chars = 0
+
+    async def window(
+        self, agent: str, first: int, head: int
+    ) -> tuple[int, list[Memory | Forgetting]]:
+        """What there is from `first` to the end of its window, and that end: at most the head.
+
+        In order of the sequence. The head must be recorded.
+        """
+        number = first // WINDOW_EVENTS
+        stop = min((number + 1) * WINDOW_EVENTS - 1, head)
+        found = await self._window(agent, number, stop)
+        return stop, [each for each in found if first <= each.sequence <= stop]
+
+    async def memory(self, agent: str, sequence: int) -> Memory | None:
+        """The memory that an event stored; None where it is no such event."""
+        window = self._windows.get((agent, sequence // WINDOW_EVENTS))
+        known = window.found if window is not None and sequence <= window.read_to else None
+        if known is None:
+            known = await self._events(agent, sequence, sequence)
+        for each in known:
+            if isinstance(each, Memory) and each.sequence == sequence:
+                return each
+        return None
+
+    async def _window(self, agent: str, number: int, stop: int) -> list[Memory | Forgetting]:
+        key = agent, number
+        window = self._windows.get(key)
+        if window is not None and stop <= window.read_to:
+            self._windows.move_to_end(key)
+            return window.found
+        read_to = number * WINDOW_EVENTS - 1 if window is None else window.read_to
+        found = await self._events(agent, max(read_to + 1, 1), stop)
+        # Looked up again: another caller may have read the same meanwhile.
+        window = self._windows.setdefault(key, _Window(number * WINDOW_EVENTS - 1))
+        new = [each for each in found if each.sequence > window.read_to]
+        window.found = [*window.found, *new]
+        window.read_to = max(window.read_to, stop)
+        chars = sum(_CHARS_EACH + len(getattr(each, "text", "")) for each in new)
+        window.chars += chars
+        self._chars += chars
+        self._windows.move_to_end(key)
+        found = window.found
+        while self._chars > KEPT_CHARS_MAX:
+            _, dropped = self._windows.popitem(last=False)
+            self._chars -= dropped.chars
+        return found
+
+    async def _events(self, agent: str, first: int, last: int) -> list[Memory | Forgetting]:
+        found = [
+            said async for event in self._read(agent, first, last) if (said := understood(event))
+        ]
+        found.sort(key=lambda each: each.sequence)
+        return found
