@@ -55,7 +55,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `recorded`     `events` answer it, in their order: new ones, or those that were known already
     `refused`      nothing of it was recorded; `error` says why
-    `opened`       a claim: `epoch` is the one it was given
+    `opened`       a claim: `epoch` is the one it was given, at `sequence` and `chain` (hexadecimal)
     `forked`       the agent was created as a fork; `events` is its first event, `epoch` its epoch
     `dead-letter`  it could not be recorded; `error` says why
     `switched`     the agent's tables are of another generation from here on
@@ -66,6 +66,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     events: Sequence[msgspec.Raw] = ()
     epoch: int = 0
     error: Problem | None = None
+    sequence: int = 0
+    chain: str = ""
 
     def answers(self) -> list[Event]:
         """The events that answer the write.
@@ -83,7 +85,8 @@ class JournalRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What became of consecutive records of one agent, and its head after them.
 
     `partition` is the number of both the events' partition and this record's; `chain` is in
-    hexadecimal. Every record of the events' partition up to offset `through` has an entry in this
+    hexadecimal, and empty where `entries` tell again what was told before: the head is not theirs
+    then. Every record of the events' partition up to offset `through` has an entry in this
     record or one before it in the journal's partition, whatever its agent; -1 where that is not
     known. Records that name no agent are told with an empty `agent`.
     """
@@ -116,7 +119,7 @@ def decode(value: bytes | None) -> JournalRecord:
         Corrupt: the value is none.
 
     >>> decode(encode(JournalRecord("default", "airline/mia", 3, [Entry(17, "recorded")]))).entries
-    [Entry(offset=17, outcome='recorded', events=(), epoch=0, error=None)]
+    [Entry(offset=17, outcome='recorded', events=(), epoch=0, error=None, sequence=0, chain='')]
     """
     try:
         return _decoder.decode(value or b"")

@@ -261,9 +261,8 @@ class _Deciding:
         self._begin_new()
         offset, incoming = work
         if incoming.kind == "claim":
-            epoch = self._head.epoch + 1
-            self._add(offset, "opened", epoch=epoch)
-            self._head = msgspec.structs.replace(self._head, epoch=epoch)
+            self._head = msgspec.structs.replace(self._head, epoch=self._head.epoch + 1)
+            self._add(offset, "opened", epoch=self._head.epoch)
             self._position, self._moved = offset, True
         elif incoming.fork is not None:
             self._fork(work, incoming.fork)
@@ -388,7 +387,18 @@ class _Deciding:
             self._tell()
         problem = None if error is None else problem_of(error)
         raws = [msgspec.Raw(data) for data in events]
-        self._entries.append(Entry(offset, outcome, raws, epoch, problem))
+        opened = outcome == "opened"
+        self._entries.append(
+            Entry(
+                offset,
+                outcome,
+                raws,
+                epoch,
+                problem,
+                self._head.sequence if opened else 0,
+                self._head.chain.hex() if opened else "",
+            )
+        )
         self._entries_size += size
 
     def _begin_new(self) -> None:
