@@ -125,6 +125,8 @@ def _made(name: str, recipe: str, make: Callable[[Path], None]) -> Path:
         if folder.exists():  # whoever held the lock made it
             return folder
         _log.info("fetching %s into %s: some minutes, once", name, folder.parent)
+        for left in folder.parent.glob(f"{folder.name}.making-*"):
+            shutil.rmtree(left)  # by one that was killed: whoever works holds the lock
         made = Path(tempfile.mkdtemp(prefix=f"{folder.name}.making-", dir=folder.parent))
         try:
             make(made)

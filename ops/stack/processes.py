@@ -55,6 +55,15 @@ class Process:
             lambda: not self.running, within_seconds=KILL_SECONDS, what=f"process {self.pid} ends"
         )
 
+    def suspend(self) -> None:
+        """Stop it from doing anything until it gets SIGCONT; return when no thread runs."""
+        self.signal(signal.SIGSTOP)
+        wait_until(
+            lambda: _suspended(self.pid) or not self.running,
+            within_seconds=KILL_SECONDS,
+            what=f"process {self.pid} is suspended",
+        )
+
 
 def launch(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
     """Start a command in a session of its own; what it prints is appended to `log`."""
@@ -117,15 +126,35 @@ def _reap(pid: int) -> None:
 
 def _started(pid: int) -> str | None:
     """When the process with this number started; `None` when there is none, or only its remains."""
-    if Path("/proc/self/stat").exists():
+    if _has_proc():
         return _started_linux(pid)
-    shown = subprocess.run(
+    state, _, started = _ps(pid).partition(" ")
+    return None if not state or state.startswith("Z") else started.strip()
+
+
+def _suspended(pid: int) -> bool:
+    """Whether every thread of the process is stopped: they stop one by one."""
+    if not _has_proc():
+        return _ps(pid).startswith("T")
+    try:
+        threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # one of them ended just now: look again
+    return bool(threads) and all(stat.rpartition(")")[2].split()[0] == "T" for stat in threads)
+
+
+def _has_proc() -> bool:
+    return Path("/proc/self/stat").exists()
+
+
+def _ps(pid: int) -> str:
+    """The state of a process, a blank, and when it started; empty when there is none."""
+    return subprocess.run(
         ["/bin/ps", "-o", "stat=,lstart=", "-p", f"{pid}"],
         capture_output=True,
         text=True,
         check=False,
-    ).stdout.split(maxsplit=1)
-    return shown[1].strip() if shown and not shown[0].startswith("Z") else None
+    ).stdout.strip()
 
 
 def _started_linux(pid: int) -> str | None:

@@ -204,7 +204,7 @@ class Stack:
             shutil.rmtree(self.data)
 
     def kill(self, member: str, signal: signals.Signals = signals.SIGKILL) -> None:
-        """Send one member a signal; after SIGKILL, return when it is gone.
+        """Send one member a signal; return when a killed one is gone, a suspended one is still.
 
         SIGSTOP suspends it and SIGCONT wakes it up. Raises `NotFound` when it doesn't run.
         """
@@ -213,6 +213,8 @@ class Stack:
             raise NotFound(f"{member} doesn't run", hint="start it first")
         if signal == signals.SIGKILL:
             process.kill()
+        elif signal == signals.SIGSTOP:
+            process.suspend()
         else:
             process.signal(signal)
 

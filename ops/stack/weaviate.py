@@ -76,6 +76,8 @@ class Weaviate:
                 "RAFT_INTERNAL_RPC_PORT": f"{ports.weaviate_raft_rpc}",
                 "RAFT_JOIN": f"weaviate-1:{ports.weaviate_raft}",
                 "RAFT_BOOTSTRAP_EXPECT": "1",
+                # One node need not wait for the votes of others.
+                "RAFT_TIMEOUTS_MULTIPLIER": "1",
             },
         )
 
