@@ -8,7 +8,7 @@ Invariants:
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -41,10 +41,14 @@ _log = logger("perdure.gateway")
 
 
 class Journal:
-    """The journal of a cluster. `run` has to be running for anything to be learned."""
+    """The journal of a cluster. `run` has to be running for anything to be learned.
 
-    def __init__(self, cluster: Cluster) -> None:
+    `follow` is told of every record that comes in.
+    """
+
+    def __init__(self, cluster: Cluster, follow: Callable[[JournalRecord], None]) -> None:
         self._cluster = cluster
+        self._follow = follow
         self.verdicts = Verdicts()
         self._positions: dict[TopicPartition, int] = {}
         self._asking: AIOKafkaConsumer | None = None
@@ -63,13 +67,16 @@ class Journal:
                     try:
                         await self._read()
                     except (KafkaError, OSError, PerdureError) as error:
-                        self.trouble = f"the journal can't be read: {error!r}"
-                        _log.warning("the journal can't be read", reason=repr(error))
+                        trouble = f"the journal can't be read: {error or repr(error)}"
+                        if trouble != self.trouble:
+                            _log.warning(trouble)
+                        self.trouble = trouble
                         raise
         finally:
             await self._drop_clients()
 
     async def _read(self) -> None:
+        await self._check_topic()
         async with _consumer(self._cluster.kafka, wait_ms=500) as consumer:
             partitions = [
                 TopicPartition(self._cluster.topic("journal"), number)
@@ -92,6 +99,28 @@ class Journal:
                     self._positions[partition] = records[-1].offset + 1
                 self.verdicts.settle()
 
+    async def _check_topic(self) -> None:
+        # A consumer of partitions that aren't there asks for them without a pause.
+        with _reachable():
+            topics = await (await self._administrator()).describe_topics(
+                [self._cluster.topic("journal"), self._cluster.topic("events")]
+            )
+        for topic in topics:
+            count = len(topic["partitions"])
+            if count != self._cluster.partitions:
+                raise Unreachable(
+                    f"topic {topic['topic']} has {count} partitions"
+                    f" where {self._cluster.partitions} are expected",
+                    hint="the recorder makes the topics when it starts; see the setting partitions",
+                )
+
+    async def _administrator(self) -> AIOKafkaAdminClient:
+        if self._admin is None:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self._cluster.kafka)
+            await admin.start()
+            self._admin = admin
+        return self._admin
+
     async def _seek(self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]) -> None:
         firsts = await consumer.beginning_offsets(partitions)
         ends = await consumer.end_offsets(partitions)
@@ -110,6 +139,7 @@ class Journal:
             # The recorder alone writes there; one record of somebody else's must not stop reading.
             _log.error("no journal record", partition=partition, offset=offset, reason=str(error))
             return
+        self._follow(record)
         self.verdicts.note(record, len(value))
 
     async def decided(
@@ -134,7 +164,7 @@ class Journal:
                     return [verdict]
         first = min(wait_seconds, SEARCH_AFTER_SECONDS)
         found = await self.verdicts.any_of(records, first)
-        if found or wait_seconds <= first:
+        if found or wait_seconds <= first or self.verdicts.ended:
             return found
         verdict = await self._searched(*min(records, key=lambda record: record[1]))
         if verdict is not None:
@@ -157,7 +187,7 @@ class Journal:
         deadline = loop.time() + wait_seconds
         while last >= 0 and self.verdicts.through(partition) < last:
             left = deadline - loop.time()
-            if left <= 0:
+            if left <= 0 or self.verdicts.ended:
                 return False
             if await self.verdicts.reached(partition, last, min(left, COMMITTED_EVERY_SECONDS)):
                 break
@@ -168,11 +198,8 @@ class Journal:
 
     async def _committed(self, events: TopicPartition) -> int:
         with _reachable():
-            if self._admin is None:
-                admin = AIOKafkaAdminClient(bootstrap_servers=self._cluster.kafka)
-                await admin.start()
-                self._admin = admin
-            offsets = await self._admin.list_consumer_group_offsets(
+            admin = await self._administrator()
+            offsets = await admin.list_consumer_group_offsets(
                 self._cluster.group("recorder"), partitions=[events]
             )
         return int(offsets[events].offset) if events in offsets else -1

@@ -43,6 +43,12 @@ class Listener:
         self._waiting: deque[bytes] = deque()
         self._came = asyncio.Event()
         self.missed = False
+        self.ended = False
+
+    def end(self) -> None:
+        """Say that nothing more comes."""
+        self.ended = True
+        self._came.set()
 
     def hear(self, event: bytes) -> None:
         """Take note of a stored event."""
@@ -88,6 +94,23 @@ class Verdicts:
         self._versions: dict[str, int] = {}
         self._changes: dict[str, asyncio.Event] = {}
         self._listeners: dict[tuple[str, str], set[Listener]] = {}
+        self.ended = False
+
+    def end(self) -> None:
+        """Answer all who wait with what there is, and who asks from now on at once."""
+        self.ended = True
+        for waits in self._waits.values():
+            for wait in waits:
+                wait.event.set()
+        for levels in self._levels.values():
+            for events in levels.values():
+                for event in events:
+                    event.set()
+        for change in self._changes.values():
+            change.set()
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.end()
 
     def note(self, record: JournalRecord, size: int) -> None:
         """Take in a record of the journal of so many bytes."""
@@ -157,7 +180,7 @@ class Verdicts:
     ) -> list[Verdict]:
         """Verdicts of some of the records (partition, offset); waits until there is one."""
         found = [self._kept[key] for key in records if key in self._kept]
-        if found:
+        if found or self.ended:
             return found
         wait = _Wait()
         for key in records:
@@ -176,15 +199,15 @@ class Verdicts:
 
     async def reached(self, partition: int, offset: int, wait_seconds: float) -> bool:
         """Whether every record up to `offset` is decided; waits for it at most so long."""
-        if self.through(partition) >= offset:
-            return True
+        if self.through(partition) >= offset or self.ended:
+            return self.through(partition) >= offset
         event = asyncio.Event()
         levels = self._levels.setdefault(partition, {})
         levels.setdefault(offset, set()).add(event)
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), wait_seconds)
-            return event.is_set()
+            return self.through(partition) >= offset
         finally:
             if offset in levels:
                 levels[offset].discard(event)
@@ -198,7 +221,7 @@ class Verdicts:
 
     async def changed(self, store: str, version: int, wait_seconds: float) -> int:
         """The version of the store, as soon as it isn't `version`; at the latest after so long."""
-        if (now := self.version(store)) != version:
+        if (now := self.version(store)) != version or self.ended:
             return now
         change = self._changes.setdefault(store, asyncio.Event())
         with contextlib.suppress(TimeoutError):
@@ -211,6 +234,8 @@ class Verdicts:
         listener = Listener()
         key = (store, agent)
         self._listeners.setdefault(key, set()).add(listener)
+        if self.ended:
+            listener.end()
         try:
             yield listener
         finally:

@@ -8,15 +8,24 @@ Invariants:
 """
 
 import contextlib
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import AsyncIterator
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from perdure.errors import Corrupt
 from perdure.model.projection import Projection
-from perdure.model.timeline import Lineage, after, timeline
+from perdure.model.timeline import Lineage, Span, after, timeline
 from perdure.model.upcast import Upcasters
-from perdure.ports import EventTable, SavedState, StateTable
+from perdure.ports import Batch, SavedState, StateTable
 
 S = TypeVar("S")
+
+
+class Events(Protocol):
+    """What restoring needs of `ports.EventTable`."""
+
+    def read(self, span: Span) -> AsyncIterator[Batch]:
+        """The events of a span, in order, in batches of bounded bytes."""
+        ...
 
 
 class Restored(NamedTuple, Generic[S]):
@@ -43,7 +52,7 @@ def saved_key(projection: Projection[S], upcasters: Upcasters) -> str:
 
 
 async def restore(
-    events: EventTable,
+    events: Events,
     states: StateTable,
     upcasters: Upcasters,
     *,
@@ -75,7 +84,7 @@ async def restore(
 
 
 async def refold(
-    events: EventTable,
+    events: Events,
     upcasters: Upcasters,
     *,
     projection: Projection[S],

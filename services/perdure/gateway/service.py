@@ -1,0 +1,140 @@
+"""The gateway as it runs: what it reads from, what it knows of the journal, and how it starts.
+
+Invariants:
+- It answers from the moment it runs: what needs an engine that isn't there yet says so.
+- When it is told to stop, whoever waits for something to happen is answered at once.
+"""
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final
+
+from perdure.errors import PerdureError, Unreachable
+from perdure.gateway.journal import Journal
+from perdure.gateway.positions import Positions
+from perdure.gateway.sources import Sources, StoreSources
+from perdure.kafka.journal import JournalRecord
+from perdure.kafka.wire import store_name
+from perdure.model.projection import Projections
+from perdure.model.sequencing import Head
+from perdure.model.upcast import Upcasters
+from perdure.projector.asking import Desk
+from perdure.projector.states import Source, States
+from perdure.serving import Health, logger, stopping
+from perdure.settings import Cluster
+
+STORES_MAX: Final = 10_000
+"""Stores whose sources are kept at hand."""
+
+POLL_SECONDS_MAX: Final = 55.0
+"""The longest a question may wait for something to happen."""
+
+Connect = Callable[[], AbstractAsyncContextManager[Sources]]
+
+
+class Gateway:
+    """What all routes work with. `connect` opens the sources; it is tried until it can."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        connect: Connect,
+        projections: Projections,
+        upcasters: Upcasters,
+        *,
+        service: str = "gateway",
+    ) -> None:
+        self.cluster = cluster
+        self.health = Health(service, ready=self._not_ready)
+        self.journal = Journal(cluster, self._follow)
+        self.positions = Positions(cluster, self.journal)
+        self.desk = Desk(States(projections, upcasters), self._source, self.positions)
+        self._connect = connect
+        self._sources: Sources | None = None
+        self._failure = ""
+        self._stores: OrderedDict[str, StoreSources] = OrderedDict()
+
+    @property
+    def sources(self) -> Sources:
+        """What is read of the cluster.
+
+        Raises:
+            Unreachable: its engines didn't answer yet.
+        """
+        if self._sources is None:
+            raise Unreachable(
+                f"the {self.health.service} is starting", hint="/readyz says what it waits for"
+            )
+        return self._sources
+
+    def of(self, store: str) -> StoreSources:
+        """What is read of a store.
+
+        Raises:
+            InvalidName: it is no name of a store.
+            Unreachable: the engines didn't answer yet.
+        """
+        found = self._stores.get(store)
+        if found is None:
+            found = self._stores[store] = self.sources.of(store_name(store))
+            if len(self._stores) > STORES_MAX:
+                self._stores.popitem(last=False)
+        self._stores.move_to_end(store)
+        return found
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Reads the journal and connects, in the background, while the context lasts."""
+        tasks = [
+            asyncio.create_task(self.journal.run()),
+            asyncio.create_task(self._open()),
+            asyncio.create_task(self._end_waits(stopping())),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _open(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def opened() -> Sources:
+                return await stack.enter_async_context(self._connect())
+
+            try:
+                self._sources = await self.health.patiently("the engines", opened)
+                await asyncio.Event().wait()
+            except PerdureError as error:
+                # Newer tables, another number of partitions: no patience helps.
+                self._failure = str(error)
+                logger("perdure.gateway").error("can't start", reason=str(error))
+            finally:
+                self._sources = None
+                self._stores.clear()
+
+    async def _end_waits(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self.journal.verdicts.end()
+
+    def _not_ready(self) -> list[str]:
+        problems = [self.journal.trouble] if self.journal.trouble else []
+        if self._sources is None:
+            problems.append(self._failure or "not connected to Cassandra yet")
+        return problems
+
+    def _source(self, store: str) -> Source:
+        sources = self.of(store)
+        return Source(store, sources.events, sources.states)
+
+    def _follow(self, record: JournalRecord) -> None:
+        if record.chain:
+            head = Head(
+                record.agent, record.sequence, record.epoch, bytes.fromhex(record.chain), None, {}
+            )
+            events = [event for entry in record.entries for event in entry.events]
+            self.desk.states.follow(record.store, head, events)
