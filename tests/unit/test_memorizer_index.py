@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import itertools
 import string
 
 import numpy as np
@@ -51,43 +52,53 @@ def _migration(connection):
         connection.execute(statement)
 
 
-class Store:
-    """A store's file with its index, and the two events that the index knows."""
+class Memories:
+    """A store with its index, and the two events that the index knows; each adapter has its own."""
 
-    def __init__(self, path, **options):
-        self.database = Database(path, [_migration])
-        self.index = SqliteMemoryIndex(self.database, **options)
+    index = None
+
+    def __init__(self):
         self.embedder = Letters()
 
-    async def _record(self, record, kind, sequence, data, agent, id_):
-        event = Event(
-            id=id_ or f"{agent}-{sequence}",
-            type=kind,
-            subject=agent,
-            source=f"/{agent}",
-            sequence=sequence,
-            time=NOON + dt.timedelta(minutes=sequence),
-            writer="w",
-            writer_sequence=sequence,
-            data=data,
+    async def record(self, event):
+        """Record an event, as the store does."""
+        raise NotImplementedError
+
+    async def vectors(self):
+        """How many vectors there are."""
+        raise NotImplementedError
+
+    async def close(self):
+        """Give back what it holds."""
+        raise NotImplementedError
+
+    async def _record(self, kind, sequence, data, agent, id_):
+        await self.record(
+            Event(
+                id=id_ or f"{agent}-{sequence}",
+                type=kind,
+                subject=agent,
+                source=f"/{agent}",
+                sequence=sequence,
+                time=NOON + dt.timedelta(minutes=sequence),
+                writer="w",
+                writer_sequence=sequence,
+                data=data,
+            )
         )
-        await self.database.write(lambda connection: record(connection, AGENTS[agent], event))
 
     async def store(self, sequence, text, *, agent=MIA, id_=None, **more):
         """Record a `memory.stored` event."""
-        data = {"text": text, **more}
-        await self._record(record_memory, "memory.stored", sequence, data, agent, id_)
+        await self._record("memory.stored", sequence, {"text": text, **more}, agent, id_)
 
     async def data(self, sequence, data):
         """Record any data under both types."""
-        await self._record(record_memory, "memory.stored", sequence, data, MIA, None)
-        await self._record(record_forgetting, "memory.forgotten", sequence, data, MIA, None)
+        await self._record("memory.stored", sequence, data, MIA, None)
+        await self._record("memory.forgotten", sequence, data, MIA, None)
 
     async def forget(self, sequence, id_, *, agent=MIA):
         """Record a `memory.forgotten` event."""
-        await self._record(
-            record_forgetting, "memory.forgotten", sequence, {"id": id_}, agent, None
-        )
+        await self._record("memory.forgotten", sequence, {"id": id_}, agent, None)
 
     async def recall(self, query, spans=ALL, **options):
         """The hits of a query."""
@@ -98,12 +109,48 @@ class Store:
         return [hit.text for hit in await self.recall(query, spans, **options)]
 
 
+class Store(Memories):
+    """A store's file with its index."""
+
+    def __init__(self, path, **options):
+        super().__init__()
+        self.database = Database(path, [_migration])
+        self.index = SqliteMemoryIndex(self.database, **options)
+
+    async def record(self, event):
+        """Record an event, as the store's log does."""
+        record = {"memory.stored": record_memory, "memory.forgotten": record_forgetting}
+        await self.database.write(
+            lambda connection: record[event.type](connection, AGENTS[event.subject], event)
+        )
+
+    async def vectors(self):
+        """How many vectors there are."""
+        return self.database.read().execute("SELECT count(*) FROM vectors").fetchone()[0]
+
+    async def close(self):
+        """Close the file."""
+        await self.database.close()
+
+
 @pytest.fixture
-async def store(tmp_path):
-    """An empty store, closed at the end."""
-    store = Store(tmp_path / "store.db")
-    yield store
-    await store.database.close()
+async def connect(tmp_path):
+    """Opens a place by its name, as often as asked; all is closed at the end."""
+    opened = []
+
+    async def connect(name="store"):
+        opened.append(Store(tmp_path / f"{name}.db"))
+        return opened[-1]
+
+    yield connect
+    for store in opened:
+        await store.close()
+
+
+@pytest.fixture
+async def store(connect):
+    """An empty store."""
+    return await connect()
 
 
 async def test_a_hit_carries_the_memory_and_explains_its_score(store):
@@ -266,7 +313,7 @@ async def test_k_bounds_the_hits_best_first(store):
 @pytest.mark.parametrize("name", ["HAT136", "4WQ150", "gift_card_7815826", "OPS-2291", "a/b:c.d"])
 async def test_an_identifier_is_found_by_its_words_alone(store, name):
     """An identifier that means nothing to an embedder still brings its memory to the top."""
-    store.embedder = Letters(dimensions=1)
+    store.embedder = Letters("one letter", 1)
     for sequence in range(1, 20):
         await store.store(sequence, f"aaa reservation ZZ{sequence} of card_{sequence} was changed")
     await store.store(20, f"aaa reservation {name} was changed")
@@ -330,6 +377,7 @@ _values = st.recursive(
     ),
     max_leaves=6,
 )
+_examples = itertools.count()
 _objects = st.dictionaries(st.sampled_from(["a", "b", "a.b", '"', "$"]), _values, max_size=3)
 
 
@@ -339,16 +387,14 @@ _objects = st.dictionaries(st.sampled_from(["a", "b", "a.b", '"', "$"]), _values
     st.sampled_from(["a", "b", "a.b", "b.a", '"', "$", "a.$", "context.a", "context.a.b"]),
     st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from([1.0, 0.5, "1", "true", ""]),
 )
-async def test_the_index_filters_as_the_filter_says(tmp_path, objects, path, value):
+async def test_the_index_filters_as_the_filter_says(connect, objects, path, value):
     """For any metadata and condition, the index finds just the memories the filter accepts."""
-    (tmp_path / "store.db").unlink(missing_ok=True)
-    store = Store(tmp_path / "store.db")
+    store = await connect(f"example {next(_examples)}")
     for sequence, (context, metadata) in enumerate(objects, 1):
         await store.store(sequence, "seats", context=context, metadata=metadata)
     filter_ = Filter(where={path: value})
     found = {hit.sequence for hit in await store.recall("seats", k=10, filter=filter_)}
     everything = await store.recall("seats", k=10)
-    await store.database.close()
     assert found == {hit.sequence for hit in everything if filter_.accepts(hit)}
 
 
@@ -377,19 +423,18 @@ def test_a_wrong_filter_says_what_is_wrong(options, message):
         Filter(**options)
 
 
-async def test_a_memory_without_vector_is_found_and_picked_up(tmp_path):
+async def test_a_memory_without_vector_is_found_and_picked_up(connect):
     """After a crash between storing and embedding the words find it, and recall embeds it."""
-    crashed = Store(tmp_path / "store.db")
+    crashed = await connect()
     await crashed.store(1, "aisle seats")
-    await crashed.database.close()
-    store = Store(tmp_path / "store.db")
+    await crashed.close()
+    store = await connect()
     query = Letters().embed(["aisle"])[0]
     (hit,) = await store.index.search(ALL, "aisle", query, "letters", k=5)
     assert (hit.text, hit.scores.cosine, hit.scores.text) == ("aisle seats", 0, 1)
     (hit,) = await store.recall("aisle")
     assert hit.scores.cosine > 0.5
     assert await store.index.unembedded(ALL, "letters", 10) == []
-    await store.database.close()
 
 
 async def test_only_what_lacks_a_vector_is_embedded(store):
@@ -414,7 +459,7 @@ async def test_recalls_at_the_same_time_agree(store):
     queries = ["aaa seat", "bbb seat", "ccc seat", "aaa seat"]
     at_once = await asyncio.gather(*(store.recall(query, k=10) for query in queries))
     assert at_once == [await store.recall(query, k=10) for query in queries]
-    assert store.database.read().execute("SELECT count(*) FROM vectors").fetchone() == (100,)
+    assert await store.vectors() == 100
 
 
 async def test_embedders_don_t_mix(store):
@@ -449,8 +494,7 @@ async def test_vectors_that_are_none_are_refused(store):
         embedded = Embedded(MIA, 1, np.array(vectors, np.float32))
         with pytest.raises(InvalidData):
             await store.index.add_vectors("e", [embedded])
-    rows = store.database.read().execute("SELECT count(*) FROM vectors").fetchone()
-    assert rows == (0,)
+    assert await store.vectors() == 0
 
 
 async def test_adding_vectors_again_keeps_the_first(store):
@@ -463,9 +507,9 @@ async def test_adding_vectors_again_keeps_the_first(store):
     assert await store.index.add_vectors("e", [Embedded("no/body", 1, vectors)]) == 0
 
 
-async def test_what_another_process_adds_is_seen(tmp_path):
+async def test_what_another_process_adds_is_seen(connect):
     """A search sees memories and vectors that were written through another connection."""
-    one, two = Store(tmp_path / "store.db"), Store(tmp_path / "store.db")
+    one, two = await connect(), await connect()
     await one.store(1, "aaa")
     assert await one.texts("bbb") == ["aaa"]
     assert await two.texts("bbb") == ["aaa"]
@@ -474,8 +518,6 @@ async def test_what_another_process_adds_is_seen(tmp_path):
     await one.store(3, "ccc")
     assert await one.texts("bbb", k=1) == ["bbb"]
     assert set(await two.texts("bbb")) == {"aaa", "bbb", "ccc"}
-    await one.database.close()
-    await two.database.close()
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 20_000, 600_000, 2**30])

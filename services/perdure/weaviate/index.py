@@ -116,6 +116,7 @@ class WeaviateIndex:
         tenants: dict[str, list[Place]] = {}
         for place in vectors:
             tenants.setdefault(self._tenant(place[0]), []).append(place)
+        await collection.make_tenants(tenants)
         added = 0
         for tenant, places in tenants.items():
             missing = await self._without_vectors(collection, tenant, places)
@@ -263,7 +264,7 @@ class WeaviateIndex:
             for each in memories
         ]
         rows = await asyncio.to_thread(_rows, self._ids(collection), memories, vectors, until)
-        table = collection.made_tenant(tenant)
+        table = await collection.made_tenant(tenant)
         # A memory's part 0, which says that it is whole, comes after its other parts.
         for is_last in (False, True):
             await self._session.insert(

@@ -183,7 +183,7 @@ class Progress:
         """Write forgettings that aren't known yet; everything up to `stop` is among them."""
         new = [each for each in forgettings if each.sequence > self._forgets_to]
         if new:
-            table = self._collection.made_tenant(self._tenant)
+            table = await self._collection.made_tenant(self._tenant)
             rows = [forgetting_row(self._ids, self._agent, each) for each in new]
             await self._collection.session.insert(table, rows)
             first = [each for each in new if each.memory not in self._first_forgotten]

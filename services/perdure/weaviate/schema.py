@@ -9,6 +9,7 @@ Invariants:
 import hashlib
 import re
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -229,9 +230,18 @@ class Collection:
             self._remember(name)
         return self._table.with_tenant(name)
 
-    def made_tenant(self, name: str) -> Table:
-        """A tenant's part to write: it is made by the first write."""
-        self._remember(name)
+    async def make_tenants(self, names: Iterable[str]) -> None:
+        """Make those tenants that aren't there yet, all by one request; others may do so too."""
+        unknown = [name for name in dict.fromkeys(names) if name not in self._tenants]
+        if unknown:
+            async with self.session.calling("making tenants", seconds=WRITE_SECONDS):
+                await self._table.tenants.create(unknown)
+            for name in unknown:
+                self._remember(name)
+
+    async def made_tenant(self, name: str) -> Table:
+        """A tenant's part to write."""
+        await self.make_tenants([name])
         return self._table.with_tenant(name)
 
     def _remember(self, name: str) -> None:
