@@ -44,6 +44,9 @@ QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 STOP_SECONDS: Final = 5.0
 """How long a connection may take to end what is under way."""
 
+SENT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Bytes that wait to be acknowledged up to which a write counts as sent at once."""
+
 CLAIMS_MAX: Final = 5
 """How often a claim is made whose epoch a recorder took with it when it ended."""
 
@@ -140,7 +143,7 @@ class KafkaLog:
         future: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
         partition = wire.partition_of(record.key, self._partitions)
         self._lane(partition).put(record, _milliseconds(now), _Write(self, filled, ack, future))
-        if ack == "sent":
+        if ack == "sent" and self._producer.has_room:
             future.set_result(_sent(filled, ""))
         return future
 
@@ -269,7 +272,7 @@ class _Write:
             return
         if self._ack == "recorded":
             self._log.answer_when_recorded(self._future, partition, offset, timestamp)
-        else:
+        else:  # also of a write that was to be sent only, when too much was under way
             self._future.set_result(_sent(self._append, f"{partition}:{offset}"))
 
     def failed(self, error: PerdureError) -> None:
@@ -393,6 +396,11 @@ class _Producer:
         if self._maker is None:
             raise Unreachable("the log is not connected to Kafka", hint="start it first")
         return self._maker.create_batch()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether little enough waits to let writers go on."""
+        return self._size <= SENT_BYTES_MAX
 
     def take(self, size: int) -> None:
         """Count bytes that are to be sent."""

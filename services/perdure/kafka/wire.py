@@ -107,6 +107,7 @@ def store_name(name: object) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=16_384)
 def key_of(store: str, agent: str) -> bytes:
     """The key of an agent's records, by which they all are in one partition.
 

@@ -40,7 +40,7 @@ class Head(msgspec.Struct, frozen=True):
     writers: dict[str, int]
 
 
-class Append(msgspec.Struct, frozen=True):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """One write: events of one agent that are recorded together or not at all.
 
     `writer` is who writes, where an event doesn't say; `epoch` is None for a shared contribution;
