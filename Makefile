@@ -19,7 +19,7 @@ PROJECT := pyproject.toml services/perdure/version.py
 .PHONY: help setup test check bench docs demo lock clean stack stack-down stack-status stack-logs
 
 help: ## list the chores
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 setup: $(DONE)/dev ## make .venv with everything that development needs
 
@@ -29,7 +29,7 @@ test: $(DONE)/dev ## run all tests, on all cores (ARGS="-k fork" for some)
 check: $(DONE)/dev ## lint, formatting and strict types
 	@echo "ruff check";  $(BIN)/ruff check --quiet .
 	@echo "ruff format"; $(BIN)/ruff format --quiet --diff .
-	@echo "mypy";        $(BIN)/mypy services tests/typing
+	@echo "mypy";        $(BIN)/mypy services ops/stack tests/typing
 
 bench: $(DONE)/dev ## measure perdure beside raw SQLite and its peers
 	@$(BIN)/perdure bench $(ARGS)
@@ -42,16 +42,16 @@ docs: $(DONE)/dev ## write the generated pages, and run every example of docstri
 demo: $(DONE)/runtime ## watch an agent being killed and losing nothing
 	@$(BIN)/perdure demo $(ARGS)
 
-stack: $(DONE)/dev ## start Kafka, Cassandra, Weaviate; also stack-status, stack-logs, stack-down
+stack: $(DONE)/dev ## start Kafka, Cassandra and Weaviate (with Docker where it answers)
 	@$(BIN)/python -m ops.stack up $(ARGS)
 
-stack-down: $(DONE)/dev
+stack-down: $(DONE)/dev ## stop them, and keep their data
 	@$(BIN)/python -m ops.stack down $(ARGS)
 
-stack-status: $(DONE)/dev
+stack-status: $(DONE)/dev ## which of them run, and where
 	@$(BIN)/python -m ops.stack status $(ARGS)
 
-stack-logs: $(DONE)/dev
+stack-logs: $(DONE)/dev ## what they printed last
 	@$(BIN)/python -m ops.stack logs $(ARGS)
 
 lock: $(DONE)/lock-tool ## write requirements*.lock anew from pyproject.toml (ARGS=--upgrade for newer)
