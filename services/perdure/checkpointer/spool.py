@@ -77,6 +77,17 @@ class Spool:
             with contextlib.suppress(OSError):
                 self._path(name).unlink()
 
+    def clean(self) -> None:
+        """Remove what killed processes left, as far as it can be: it costs space, nothing else."""
+        for folder in self._root.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                lock = os.open(folder, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while its owner lives
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(lock)
+
     def close(self) -> None:
         """Remove everything."""
         if self._folder is not None:
@@ -87,23 +98,12 @@ class Spool:
 
     def _path(self, name: str) -> Path:
         if self._folder is None:
-            self._remove_leftovers()
+            self.clean()
             folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._root))
             self._lock = os.open(folder, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._folder = folder
         return self._folder / name
-
-    def _remove_leftovers(self) -> None:
-        """Best effort: a leftover costs space and nothing else."""
-        for folder in self._root.glob(f"{_PREFIX}*"):
-            with contextlib.suppress(OSError):
-                lock = os.open(folder, os.O_RDONLY)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while its owner lives
-                    shutil.rmtree(folder, ignore_errors=True)
-                finally:
-                    os.close(lock)
 
     def _translated(self, error: OSError) -> Unavailable:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:

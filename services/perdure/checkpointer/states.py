@@ -15,9 +15,10 @@ from perdure.checkpointer import policy
 from perdure.checkpointer.tails import Key, Tails
 from perdure.errors import NotFound, PerdureError, ProjectionFailed
 from perdure.model.projection import DEFAULT
+from perdure.model.timeline import Stream
 from perdure.model.upcast import Upcasters
-from perdure.ports import EventTable, StateTable
-from perdure.projector.restore import restore, save
+from perdure.ports import StateTable
+from perdure.projector import restore
 
 QUEUE_MAX: Final = 10_000
 """How many agents may wait for their state to be saved; the oldest are left out beyond it."""
@@ -36,10 +37,18 @@ class Patience(Protocol):
         ...
 
 
-class Tables(NamedTuple):
-    """The ports of one store."""
+class Events(restore.Events, Protocol):
+    """What saving states needs of `ports.EventTable`."""
 
-    events: EventTable
+    async def lineage(self, agent: str) -> list[Stream]:
+        """The agent's stream, then its parent's, and so on. Raises NotFound."""
+        ...
+
+
+class Tables(NamedTuple):
+    """Where the agents of one store are read, and their states are kept."""
+
+    events: Events
     states: StateTable
 
 
@@ -129,7 +138,7 @@ class StateCheckpoints:
         events, states = self._tables(key)
         lineage = await events.lineage(key.agent)
         newest = lineage[0]
-        restored = await restore(
+        restored = await restore.restore(
             events,
             states,
             self._upcasters,
@@ -142,7 +151,7 @@ class StateCheckpoints:
         worth = policy.due(tail, size, at_rest=at_rest) and newest.forked_at < newest.sequence
         if worth:
             size, tail = (
-                await save(
+                await restore.save(
                     states,
                     self._upcasters,
                     projection=DEFAULT,
