@@ -16,7 +16,7 @@ from tenacity import (
     AsyncRetrying,
     retry_if_exception,
     stop_after_delay,
-    wait_exponential_jitter,
+    wait_random_exponential,
 )
 from yarl import URL
 
@@ -173,7 +173,7 @@ class Connection:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception(_may_help),
             stop=stop_after_delay(PATIENCE_SECONDS),
-            wait=wait_exponential_jitter(initial=0.05, max=2),
+            wait=wait_random_exponential(multiplier=0.05, max=2),
             reraise=True,
         ):
             with attempt:

@@ -14,10 +14,11 @@ from typing import Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from perdure.errors import InvalidInput, PerdureError, Unreachable
 from perdure.gateway.verdicts import Verdict, Verdicts
+from perdure.kafka import topics
 from perdure.kafka.journal import JournalRecord, decode
 from perdure.serving import logger
 from perdure.settings import Cluster
@@ -61,7 +62,7 @@ class Journal:
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type((KafkaError, OSError, PerdureError)),
-                wait=wait_exponential_jitter(initial=0.1, max=2),
+                wait=wait_random_exponential(multiplier=0.1, max=2),
             ):
                 with attempt:
                     try:
@@ -76,7 +77,8 @@ class Journal:
             await self._drop_clients()
 
     async def _read(self) -> None:
-        await self._check_topic()
+        # A consumer of partitions that aren't there asks for them without a pause.
+        await topics.ensure(self._cluster)
         async with _consumer(self._cluster.kafka, wait_ms=500) as consumer:
             partitions = [
                 TopicPartition(self._cluster.topic("journal"), number)
@@ -84,6 +86,7 @@ class Journal:
             ]
             consumer.assign(partitions)
             await self._seek(consumer, partitions)
+            await self._asker()
             self.trouble = ""
             while True:
                 try:
@@ -98,21 +101,6 @@ class Journal:
                         self._note(record.value, partition, record.offset)
                     self._positions[partition] = records[-1].offset + 1
                 self.verdicts.settle()
-
-    async def _check_topic(self) -> None:
-        # A consumer of partitions that aren't there asks for them without a pause.
-        with _reachable():
-            topics = await (await self._administrator()).describe_topics(
-                [self._cluster.topic("journal"), self._cluster.topic("events")]
-            )
-        for topic in topics:
-            count = len(topic["partitions"])
-            if count != self._cluster.partitions:
-                raise Unreachable(
-                    f"topic {topic['topic']} has {count} partitions"
-                    f" where {self._cluster.partitions} are expected",
-                    hint="the recorder makes the topics when it starts; see the setting partitions",
-                )
 
     async def _administrator(self) -> AIOKafkaAdminClient:
         if self._admin is None:

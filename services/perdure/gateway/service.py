@@ -32,7 +32,7 @@ STORES_MAX: Final = 10_000
 POLL_SECONDS_MAX: Final = 55.0
 """The longest a question may wait for something to happen."""
 
-Connect = Callable[[], AbstractAsyncContextManager[Sources]]
+Connect = Callable[[Health], AbstractAsyncContextManager[Sources]]
 
 
 class Gateway:
@@ -55,6 +55,7 @@ class Gateway:
         self._connect = connect
         self._sources: Sources | None = None
         self._failure = ""
+        self._switched = asyncio.Event()
         self._stores: OrderedDict[str, StoreSources] = OrderedDict()
 
     @property
@@ -91,6 +92,7 @@ class Gateway:
         tasks = [
             asyncio.create_task(self.journal.run()),
             asyncio.create_task(self._open()),
+            asyncio.create_task(self._refresh()),
             asyncio.create_task(self._end_waits(stopping())),
         ]
         try:
@@ -104,7 +106,7 @@ class Gateway:
         async with contextlib.AsyncExitStack() as stack:
 
             async def opened() -> Sources:
-                return await stack.enter_async_context(self._connect())
+                return await stack.enter_async_context(self._connect(self.health))
 
             try:
                 self._sources = await self.health.patiently("the engines", opened)
@@ -116,6 +118,17 @@ class Gateway:
             finally:
                 self._sources = None
                 self._stores.clear()
+
+    async def _refresh(self) -> None:
+        """Read agents from where they are now, whenever the journal says that it has changed."""
+        while True:
+            await self._switched.wait()
+            self._switched.clear()
+            await self.health.patiently("Cassandra", self._refreshed)
+
+    async def _refreshed(self) -> None:
+        if self._sources is not None:
+            await self._sources.refresh()
 
     async def _end_waits(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -132,6 +145,8 @@ class Gateway:
         return Source(store, sources.events, sources.states)
 
     def _follow(self, record: JournalRecord) -> None:
+        if any(entry.outcome == "switched" for entry in record.entries):
+            self._switched.set()
         if record.chain:
             head = Head(
                 record.agent, record.sequence, record.epoch, bytes.fromhex(record.chain), None, {}

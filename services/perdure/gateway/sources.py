@@ -1,12 +1,13 @@
 """The server-side ports that the gateway serves: of each store, and those that all stores share."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 from perdure.checkpointer.storage import Manifest
 from perdure.memorizer.memory import MemoryIndex
-from perdure.ports import AgentSummary, Finding, StateTable
+from perdure.model.timeline import Span
+from perdure.ports import AgentSummary, Batch, Finding, StateTable
 from perdure.projector import states
 
 
@@ -21,8 +22,18 @@ class Events(states.Events, Protocol):
         """See `ports.EventTable`."""
         ...
 
+    def read_stored(self, span: Span) -> AsyncIterator[list[bytes]]:
+        """As `read`, but each event as its stored bytes."""
+        ...
+
+    def by_type(
+        self, agent: str, types: Collection[str], *, first: int, last: int
+    ) -> AsyncIterator[Batch]:
+        """The agent's own events of some types, in order; found by an index."""
+        ...
+
     async def chain_at(self, agent: str, sequence: int) -> bytes:
-        """The hash chain after an event, 32 bytes. Raises NotFound."""
+        """The hash chain after one of the agent's own events, or before its first; 32 bytes."""
         ...
 
 
@@ -40,17 +51,21 @@ class Objects(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreSources:
-    """What is read of one store."""
+    """What is read of one store. `memories` raises Unreachable while Weaviate isn't there yet."""
 
     events: Events
     states: StateTable
-    memories: MemoryIndex
+    memories: Callable[[], MemoryIndex]
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What is read of a cluster: `of` gives the sources of a store by its name."""
+    """What is read of a cluster: `of` gives the sources of a store by its name.
+
+    `refresh` looks again in which generation of the tables agents are.
+    """
 
     of: Callable[[str], StoreSources]
     objects: Objects
     manifest: Manifest
+    refresh: Callable[[], Awaitable[object]]

@@ -2,6 +2,8 @@
 
 import msgspec
 from litestar import Controller, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
 from litestar.response import Response
 
 from perdure.model import names
@@ -18,16 +20,16 @@ class StateRoutes(Controller):
     async def state(
         self,
         *,
-        desk: Desk,
-        store: str,
-        namespace: str,
-        name: str,
-        seq: int | None = None,
-        time: str | None = None,
-        before: str | None = None,
-        projection: str = DEFAULT.name,
-        at_least: str | None = None,
-        fresh: bool = False,
+        desk: NamedDependency[Desk],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
+        seq: FromQuery[int | None] = None,
+        time: FromQuery[str | None] = None,
+        before: FromQuery[str | None] = None,
+        projection: FromQuery[str] = DEFAULT.name,
+        at_least: FromQuery[str | None] = None,
+        fresh: FromQuery[bool] = False,
     ) -> Response[bytes]:
         """JSON: `agent`, `sequence`, `projection` and `state`, which is what the projection gives.
 

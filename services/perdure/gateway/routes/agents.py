@@ -5,8 +5,9 @@ from typing import Annotated, Final
 
 import msgspec
 from litestar import Controller, get, post
-from litestar.params import Parameter
-from litestar.response import Response, Stream
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
+from litestar.response import Stream
 
 from perdure.errors import NotFound, PerdureError
 from perdure.gateway.messages import (
@@ -48,11 +49,11 @@ class AgentRoutes(Controller):
     async def agents(
         self,
         *,
-        gateway: Gateway,
-        store: str,
-        prefix: str = "",
-        after: str = "",
-        limit: Annotated[int, Parameter(ge=1, le=AGENTS_MAX)] = 100,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        prefix: FromQuery[str] = "",
+        after: FromQuery[str] = "",
+        limit: Annotated[int, QueryParameter(ge=1, le=AGENTS_MAX)] = 100,
     ) -> list[AgentSummary]:
         """Those whose name starts with `prefix` and is greater than `after`, at most `limit`."""
         found: list[AgentSummary] = []
@@ -64,14 +65,26 @@ class AgentRoutes(Controller):
 
     @get(f"{_AGENT}/lineage", summary="The agent's stream, then its parent's, and so on")
     async def lineage(
-        self, *, gateway: Gateway, store: str, namespace: str, name: str
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
     ) -> list[StreamBody]:
         """A fork's parents, where each was forked from, and what was undone."""
         agent = _agent(namespace, name)
         return [stream_body(each) for each in await gateway.of(store).events.lineage(agent)]
 
     @get(f"{_AGENT}/head", summary="Where the agent stands")
-    async def head(self, *, gateway: Gateway, store: str, namespace: str, name: str) -> HeadBody:
+    async def head(
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
+    ) -> HeadBody:
         """Its last sequence, its epoch and its hash chain."""
         return head_body(await gateway.of(store).events.head(_agent(namespace, name)))
 
@@ -79,16 +92,16 @@ class AgentRoutes(Controller):
     async def events(
         self,
         *,
-        gateway: Gateway,
-        store: str,
-        namespace: str,
-        name: str,
-        first: int = 1,
-        last: int | None = None,
-        types: Annotated[list[str] | None, Parameter(query="type")] = None,
-        since: str | None = None,
-        until: str | None = None,
-        own: bool = False,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
+        first: FromQuery[int] = 1,
+        last: FromQuery[int | None] = None,
+        types: Annotated[list[str] | None, QueryParameter(name="type")] = None,
+        since: FromQuery[str | None] = None,
+        until: FromQuery[str | None] = None,
+        own: FromQuery[bool] = False,
     ) -> Stream:
         r"""Stored events in order, and a last line `{"end":N}` with their number.
 
@@ -115,12 +128,12 @@ class AgentRoutes(Controller):
     async def live(
         self,
         *,
-        gateway: Gateway,
-        store: str,
-        namespace: str,
-        name: str,
-        after: int | None = None,
-        last_event_id: Annotated[str | None, Parameter(header="last-event-id")] = None,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
+        after: FromQuery[int | None] = None,
+        last_event_id: Annotated[str | None, HeaderParameter(name="last-event-id")] = None,
     ) -> Stream:
         """Server-sent events: `id` is the sequence, `event` the type, `data` the stored event.
 
@@ -140,7 +153,11 @@ class AgentRoutes(Controller):
 
     @post("/sequence-at", status_code=200, summary="The last sequence at a time")
     async def sequence_at(
-        self, *, gateway: Gateway, store: str, data: SequenceAtQuestion
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        data: JSONBody[SequenceAtQuestion],
     ) -> SequenceBody:
         """That of the last event of `spans` before the first one that is later."""
         events = gateway.of(store).events
@@ -149,7 +166,13 @@ class AgentRoutes(Controller):
 
     @get(f"{_AGENT}/chain-at/{{sequence:int}}", summary="The hash chain after an event")
     async def chain_at(
-        self, *, gateway: Gateway, store: str, namespace: str, name: str, sequence: int
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
+        sequence: FromPath[int],
     ) -> ChainBody:
         """What a fork at this sequence goes on from."""
         agent = _agent(namespace, name)
@@ -167,7 +190,14 @@ class AgentRoutes(Controller):
     @get(
         f"{_AGENT}/verify", summary="Whether the agent's events are what was written, a line a step"
     )
-    async def verify(self, *, gateway: Gateway, store: str, namespace: str, name: str) -> Stream:
+    async def verify(
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
+    ) -> Stream:
         """Lines with the number of `events` that were looked at and the `findings`; then an end."""
         agent = _agent(namespace, name)
         events = gateway.of(store).events
@@ -178,11 +208,11 @@ class AgentRoutes(Controller):
     async def caught_up(
         self,
         *,
-        gateway: Gateway,
-        store: str,
-        namespace: str,
-        name: str,
-        wait: Annotated[float, Parameter(query="timeout", ge=0, le=POLL_SECONDS_MAX)] = 0.0,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
+        wait: Annotated[float, QueryParameter(name="timeout", ge=0, le=POLL_SECONDS_MAX)] = 0.0,
     ) -> bool:
         """Waits for it at most `timeout` seconds."""
         return await gateway.positions.caught_up(store, _agent(namespace, name), wait)
@@ -197,6 +227,8 @@ class _Wanted:
         self._since = None if since is None else utc("since", since)
         self._until = None if until is None else utc("until", until)
         self.everything = types is None and since is None and until is None
+        self.exactly = self._exact if not self._prefixes else frozenset()
+        """The types asked for, where an index knows them."""
 
     def __call__(self, event: Event) -> bool:
         return (
@@ -214,9 +246,18 @@ async def _stored(
     sources: StoreSources, spans: Sequence[Span], wanted: _Wanted
 ) -> AsyncIterator[list[bytes]]:
     for span in spans:
-        async for batch in sources.events.read(span):
-            events = batch.events
-            yield [encode(event) for event in events if wanted.everything or wanted(event)]
+        if wanted.everything:
+            async for page in sources.events.read_stored(span):
+                yield page
+            continue
+        if wanted.exactly:
+            found = sources.events.by_type(
+                span.agent, wanted.exactly, first=span.first, last=span.last
+            )
+        else:
+            found = sources.events.read(span)
+        async for batch in found:
+            yield [encode(event) for event in batch.events if wanted(event)]
 
 
 async def _findings(sources: StoreSources, agent: str) -> AsyncIterator[list[bytes]]:

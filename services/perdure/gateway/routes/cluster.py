@@ -3,7 +3,8 @@
 from typing import Annotated, Final
 
 from litestar import Controller, get, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from perdure.errors import InvalidInput, NotFound
 from perdure.gateway.messages import (
@@ -29,7 +30,7 @@ class ClusterRoutes(Controller):
     path = "/v1"
 
     @get("/cluster", summary="What a client has to know to write")
-    async def cluster(self, *, gateway: Gateway) -> ClusterBody:
+    async def cluster(self, *, gateway: NamedDependency[Gateway]) -> ClusterBody:
         """Kafka's addresses, the topics, the number of partitions, and limits."""
         cluster = gateway.cluster
         return ClusterBody(
@@ -42,7 +43,9 @@ class ClusterRoutes(Controller):
         )
 
     @post("/verdicts", status_code=200, summary="What became of some records")
-    async def verdicts(self, *, gateway: Gateway, data: VerdictsQuestion) -> list[VerdictBody]:
+    async def verdicts(
+        self, *, gateway: NamedDependency[Gateway], data: JSONBody[VerdictsQuestion]
+    ) -> list[VerdictBody]:
         """Of those that are decided; waits until one is, at most `timeout` seconds."""
         if not 0 < len(data.records) <= RECORDS_MAX or not 0 <= data.timeout <= POLL_SECONDS_MAX:
             raise InvalidInput(
@@ -57,10 +60,10 @@ class ClusterRoutes(Controller):
     async def verdict(
         self,
         *,
-        gateway: Gateway,
-        partition: int,
-        offset: int,
-        wait: Annotated[float, Parameter(query="timeout", ge=0, le=POLL_SECONDS_MAX)] = 30.0,
+        gateway: NamedDependency[Gateway],
+        partition: FromPath[int],
+        offset: FromPath[int],
+        wait: Annotated[float, QueryParameter(name="timeout", ge=0, le=POLL_SECONDS_MAX)] = 30.0,
     ) -> VerdictBody:
         """Waits for it at most `timeout` seconds; not found where it isn't decided by then."""
         found = await gateway.journal.decided([(partition, offset)], wait)
@@ -76,10 +79,10 @@ class ClusterRoutes(Controller):
     async def changes(
         self,
         *,
-        gateway: Gateway,
-        store: str,
-        after: int = 0,
-        wait: Annotated[float, Parameter(query="timeout", ge=0, le=POLL_SECONDS_MAX)] = 30.0,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        after: FromQuery[int] = 0,
+        wait: Annotated[float, QueryParameter(name="timeout", ge=0, le=POLL_SECONDS_MAX)] = 30.0,
     ) -> ChangesBody:
         """The store's version, as soon as it isn't `after`; at the latest after `timeout` s."""
         verdicts = gateway.journal.verdicts

@@ -1,6 +1,8 @@
 """The memory index of a store."""
 
 from litestar import Controller, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
 
 from perdure.errors import InvalidData
 from perdure.gateway.messages import (
@@ -28,10 +30,14 @@ class MemoryRoutes(Controller):
 
     @post("/unembedded", status_code=200, summary="Memories without a vector")
     async def unembedded(
-        self, *, gateway: Gateway, store: str, data: MemoriesQuestion
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        data: JSONBody[MemoriesQuestion],
     ) -> list[Memory]:
         """Up to `limit` of those in `spans`, forgotten ones too."""
-        index = gateway.of(store).memories
+        index = gateway.of(store).memories()
         return await index.unembedded(spans_of(data.spans), data.embedder, data.limit)
 
     @post(
@@ -40,17 +46,26 @@ class MemoryRoutes(Controller):
         request_max_body_size=VECTORS_BYTES_MAX,
         summary="Store vectors of memories",
     )
-    async def vectors(self, *, gateway: Gateway, store: str, data: AddVectors) -> AddedBody:
+    async def vectors(
+        self, *, gateway: NamedDependency[Gateway], store: FromPath[str], data: JSONBody[AddVectors]
+    ) -> AddedBody:
         """All or none; a memory that has vectors of this embedder keeps them."""
         embedded = [_embedded(body) for body in data.embedded]
-        return AddedBody(await gateway.of(store).memories.add_vectors(data.embedder, embedded))
+        return AddedBody(await gateway.of(store).memories().add_vectors(data.embedder, embedded))
 
     @post("/search", status_code=200, summary="Memories that fit a query best")
-    async def search(self, *, gateway: Gateway, store: str, data: SearchQuestion) -> list[Hit]:
+    async def search(
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        data: JSONBody[SearchQuestion],
+    ) -> list[Hit]:
         """The `k` best of those visible in `spans` that pass `filter`, best first."""
         import numpy as np
 
-        return await gateway.of(store).memories.search(
+        index = gateway.of(store).memories()
+        return await index.search(
             spans_of(data.spans),
             data.text,
             np.frombuffer(data.vector, dtype="<f4"),
@@ -60,9 +75,15 @@ class MemoryRoutes(Controller):
         )
 
     @post("/get", status_code=200, summary="A memory by its id")
-    async def get(self, *, gateway: Gateway, store: str, data: MemoryQuestion) -> Memory:
+    async def get(
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        data: JSONBody[MemoryQuestion],
+    ) -> Memory:
         """Where it is visible in `spans`."""
-        return await gateway.of(store).memories.get(spans_of(data.spans), data.id)
+        return await gateway.of(store).memories().get(spans_of(data.spans), data.id)
 
 
 def _embedded(body: VectorsBody) -> Embedded:

@@ -3,7 +3,8 @@
 from typing import Annotated, Final
 
 from litestar import Controller, get, head
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, QueryParameter
 from litestar.response import Response, Stream
 from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_exponential
 
@@ -22,13 +23,15 @@ class ObjectRoutes(Controller):
     path = "/v1/objects/{digest:str}"
 
     @head(summary="How many bytes an object takes where it is stored")
-    async def size(self, *, gateway: Gateway, digest: str) -> Response[None]:
+    async def size(
+        self, *, gateway: NamedDependency[Gateway], digest: FromPath[str]
+    ) -> Response[None]:
         """As the length of the content."""
         size = await gateway.sources.objects.size(digest)
         return Response(None, headers={"content-length": str(size)}, media_type=OCTETS)
 
     @get(summary="The stored bytes of an object: one zstd frame")
-    async def object(self, *, gateway: Gateway, digest: str) -> Stream:
+    async def object(self, *, gateway: NamedDependency[Gateway], digest: FromPath[str]) -> Stream:
         """With its length, so that a cut is noticed."""
         objects = gateway.sources.objects
         size = await objects.size(digest)
@@ -40,10 +43,10 @@ class ObjectRoutes(Controller):
     async def stored(
         self,
         *,
-        gateway: Gateway,
-        digest: str,
-        upload: str = "",
-        wait: Annotated[float, Parameter(query="timeout", ge=0, le=POLL_SECONDS_MAX)] = 0.0,
+        gateway: NamedDependency[Gateway],
+        digest: FromPath[str],
+        upload: FromQuery[str] = "",
+        wait: Annotated[float, QueryParameter(name="timeout", ge=0, le=POLL_SECONDS_MAX)] = 0.0,
     ) -> StoredBody:
         """The bytes that it takes, as soon as it is; nothing after `timeout` seconds.
 

@@ -2,6 +2,8 @@
 
 from litestar import Controller, Request, get, post, put
 from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Response
 
 from perdure.gateway.messages import (
@@ -27,7 +29,11 @@ class StateTableRoutes(Controller):
 
     @post("/states/nearest", status_code=200, summary="The latest saved state in some spans")
     async def nearest(
-        self, *, gateway: Gateway, store: str, data: NearestQuestion
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        data: JSONBody[NearestQuestion],
     ) -> Response[bytes]:
         """Its bytes; of which agent and sequence it is, headers say. Without content: none."""
         found = await gateway.of(store).states.nearest(
@@ -47,14 +53,14 @@ class StateTableRoutes(Controller):
     async def save(
         self,
         *,
-        gateway: Gateway,
+        gateway: NamedDependency[Gateway],
         request: Request[object, object, State],
-        store: str,
-        namespace: str,
-        name: str,
-        projection: str,
-        sequence: int,
-        key: str,
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
+        projection: FromPath[str],
+        sequence: FromPath[int],
+        key: FromQuery[str],
     ) -> None:
         """The body is the state as the projection encodes it, `key` identifies the code of that."""
         agent = names.agent_name(f"{namespace}/{name}")
@@ -68,7 +74,12 @@ class StateTableRoutes(Controller):
         summary="Which saved states of an agent are damaged",
     )
     async def check(
-        self, *, gateway: Gateway, store: str, namespace: str, name: str
+        self,
+        *,
+        gateway: NamedDependency[Gateway],
+        store: FromPath[str],
+        namespace: FromPath[str],
+        name: FromPath[str],
     ) -> list[Finding]:
         """None of them is needed: a state is folded again."""
         return await gateway.of(store).states.check(names.agent_name(f"{namespace}/{name}"))

@@ -1,0 +1,152 @@
+"""The gateway as an application: its routes, and the adapters that it reads from."""
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator
+
+from litestar import Litestar, Request, asgi
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.response import Response
+
+from perdure.blobs.store import FsspecBlobs
+from perdure.cassandra.catalog import Catalog
+from perdure.cassandra.event_table import CassandraEventTable
+from perdure.cassandra.objects import CassandraManifest
+from perdure.cassandra.placement import LiveGenerations
+from perdure.cassandra.session import Session
+from perdure.cassandra.state_table import CassandraStateTable
+from perdure.errors import PerdureError
+from perdure.gateway.memories import Memories
+from perdure.gateway.messages import ErrorBody, error_body, status_of
+from perdure.gateway.routes.agents import AgentRoutes
+from perdure.gateway.routes.cluster import ClusterRoutes
+from perdure.gateway.routes.memories import MemoryRoutes
+from perdure.gateway.routes.objects import ObjectRoutes
+from perdure.gateway.routes.states import StateTableRoutes
+from perdure.gateway.service import Gateway
+from perdure.gateway.sources import Sources, StoreSources
+from perdure.kafka.wire import key_of, partition_of
+from perdure.model.projection import default_projections
+from perdure.model.upcast import default_upcasters
+from perdure.projector.asking import Desk
+from perdure.projector.routes import StateRoutes
+from perdure.serving import Health, logger
+from perdure.settings import Cluster
+from perdure.version import __version__
+
+_log = logger("perdure.gateway")
+
+
+def application(cluster: Cluster) -> Litestar:
+    """The gateway of a cluster. No I/O before it is started."""
+    gateway = Gateway(
+        cluster,
+        functools.partial(opened, cluster),
+        default_projections,
+        default_upcasters,
+    )
+    return build(gateway)
+
+
+def build(gateway: Gateway) -> Litestar:
+    """All routes of a gateway."""
+
+    def the_gateway() -> Gateway:
+        return gateway
+
+    def the_desk() -> Desk:
+        return gateway.desk
+
+    return Litestar(
+        [
+            ClusterRoutes,
+            AgentRoutes,
+            StateRoutes,
+            StateTableRoutes,
+            ObjectRoutes,
+            MemoryRoutes,
+            *(asgi(path, copy_scope=False)(answer) for path, answer in gateway.health.routes()),
+        ],
+        dependencies={
+            "gateway": Provide(the_gateway, sync_to_thread=False),
+            "desk": Provide(the_desk, sync_to_thread=False),
+        },
+        exception_handlers={
+            PerdureError: _answered,
+            HTTPException: _not_understood,
+            Exception: _unexpected,
+        },
+        lifespan=[lambda _: gateway.running()],
+        logging_config=None,
+        openapi_config=OpenAPIConfig(
+            title="perdure gateway",
+            version=__version__,
+            summary="Reads of a cluster: events, states, memories, checkpoints, and verdicts.",
+            path="/v1/schema",
+        ),
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened(cluster: Cluster, health: Health) -> AsyncIterator[Sources]:
+    """The sources of a cluster, on Cassandra, Weaviate and checkpoint storage.
+
+    Weaviate is waited for in the background: all but memories is read without it.
+
+    Raises:
+        Unavailable: Cassandra does not answer.
+        UnsupportedFormat: the tables are of a newer version.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        session = await Session.connect(cluster)
+        stack.push_async_callback(session.close)
+        catalog = await Catalog.open(session, cluster)
+        generations = await LiveGenerations.open(
+            session,
+            cluster,
+            catalog,
+            lambda store, agent: partition_of(key_of(store, agent), cluster.partitions),
+        )
+        objects = FsspecBlobs(cluster.blobs)
+        stack.push_async_callback(objects.close)
+        memories = Memories(cluster, health, max((await catalog.placement()).values(), default=1))
+        await stack.enter_async_context(memories.connecting())
+
+        def of(store: str) -> StoreSources:
+            events = CassandraEventTable(session, store, generations)
+            states = CassandraStateTable(session, store, generations)
+            return StoreSources(events, states, memories.of(store, events))
+
+        manifest = CassandraManifest(session, catalog, cluster)
+        yield Sources(of, objects, manifest, generations.refresh)
+
+
+def _answered(request: Request[object, object, State], error: PerdureError) -> Response[ErrorBody]:
+    status = status_of(error)
+    if status >= 500:
+        _log.warning("not answered", path=request.url.path, reason=str(error))
+    headers = {"retry-after": "1"} if error.retriable else {}
+    return Response(error_body(error), status_code=status, headers=headers)
+
+
+def _not_understood(
+    request: Request[object, object, State], error: HTTPException
+) -> Response[ErrorBody]:
+    details = getattr(error, "extra", None)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    name = "NotFound" if error.status_code == 404 else "InvalidInput"
+    hint = str(details) if details else "/v1/schema describes what can be asked"
+    return Response(ErrorBody(name, message, hint), status_code=error.status_code)
+
+
+def _unexpected(request: Request[object, object, State], error: Exception) -> Response[ErrorBody]:
+    _log.error("failed", path=request.url.path, exc_info=error)
+    body = ErrorBody(
+        "Unavailable",
+        f"the gateway failed on {request.method} {request.url.path}: {type(error).__name__}",
+        "report this, with the gateway's log",
+    )
+    return Response(body, status_code=500)
