@@ -1,10 +1,12 @@
 """Writes `schemas/` from the code: `make docs` runs it, and a test compares."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import msgspec
 
+from perdure.cassandra import schema as cassandra
 from perdure.model.event import SEQUENCE_DIGITS
 from perdure.model.names import TYPE_CHARS_MAX
 from perdure.model.series import Map, Series
@@ -107,12 +109,19 @@ def _container(kind: object) -> dict[str, Any]:
     raise NotImplementedError
 
 
-SCHEMAS = {"events.schema.json": event_schema, "state.schema.json": state_schema}
+SCHEMAS: dict[str, Callable[[], dict[str, Any] | str]] = {
+    "cassandra.cql": cassandra.text,
+    "events.schema.json": event_schema,
+    "state.schema.json": state_schema,
+}
 
 
 def text(name: str) -> str:
     """What the file of this name should hold."""
-    encoded = msgspec.json.encode(SCHEMAS[name](), order="deterministic")
+    schema = SCHEMAS[name]()
+    if isinstance(schema, str):
+        return schema
+    encoded = msgspec.json.encode(schema, order="deterministic")
     return msgspec.json.format(encoded, indent=2).decode() + "\n"
 
 

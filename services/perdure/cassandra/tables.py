@@ -52,8 +52,8 @@ STATEMENTS: Final = {
     "types": "SELECT sequence FROM {}.events_by_type"
     f" WHERE {_BUCKET} AND type = ? AND time >= ? AND time <= ?",
     "all_types": f"SELECT type, time, sequence FROM {{}}.events_by_type WHERE {_BUCKET}",
-    "namespaces": "SELECT prefix FROM {}.namespaces WHERE store = ? AND prefix >= ?",
-    "agents": "SELECT agent FROM {}.agents WHERE store = ? AND prefix = ? AND agent >= ?",
+    "namespaces": "SELECT prefix FROM {}.namespaces WHERE store = ? AND prefix >= ? LIMIT ?",
+    "agents": "SELECT agent FROM {}.agents WHERE store = ? AND prefix = ? AND agent >= ? LIMIT ?",
     "insert_state": "INSERT INTO {}.states"
     " (store, agent, projection, slot, key, sequence, size, crc)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
