@@ -78,19 +78,11 @@ class Change(NamedTuple):
     rows: list[Row]
 
 
-class Letter(NamedTuple):
-    """A record that can't be recorded, by its offset, and why."""
-
-    offset: int
-    error: PerdureError
-
-
 class Decided(NamedTuple):
     """What is to be written and told, each in order; and the stream after it."""
 
     changes: list[Change]
     journal: list[JournalRecord]
-    letters: list[Letter]
     stream: Stream
 
 
@@ -196,7 +188,6 @@ class _Deciding:
         self._recent: list[Row] = []
         self._changes: list[Change] = []
         self._journal: list[JournalRecord] = []
-        self._letters: list[Letter] = []
 
     def _take(self, stream: Stream) -> None:
         """Go on from a stream."""
@@ -212,7 +203,7 @@ class _Deciding:
         """Everything that came of the records."""
         self._cut()
         self._tell()
-        return Decided(self._changes, self._journal, self._letters, self._before)
+        return Decided(self._changes, self._journal, self._before)
 
     def repeat(self, work: Work) -> None:
         """Answer a record that was decided before, from what is stored of it."""
@@ -267,8 +258,7 @@ class _Deciding:
         elif incoming.fork is not None:
             self._fork(work, incoming.fork)
         elif (error := _wrong_revert(incoming.append, self._head)) is not None:
-            self._letters.append(Letter(offset, error))
-            self._add(offset, "dead-letter", error=error)
+            self._refuse(offset, error)
         else:
             self._place([work], self._verdict([incoming.append]))
 
@@ -443,12 +433,12 @@ def _reverts(append: Append) -> bool:
     return any(event.type == _REVERTED for event in append.events)
 
 
-def _wrong_revert(append: Append, head: Head) -> InvalidData | None:
+def _wrong_revert(append: Append, head: Head) -> SequenceConflict | None:
     """What is wrong with an undo: it goes back to a sequence before its own."""
     for index, event in enumerate(append.events):
         to = _target(event.data)
         if event.type == _REVERTED and not 0 <= to <= head.sequence + index:
-            return InvalidData(
+            return SequenceConflict(
                 f"agent {append.agent} can't go back to {to}: it is at {head.sequence + index}",
                 hint="undo with agent.revert(to=…)",
             )

@@ -217,9 +217,6 @@ class PartitionRecorder:
                 told.letters.extend(DeadLetter(sources[work.offset], error) for work in chunk)
                 continue
             told.journal.extend(decision.journal)
-            told.letters.extend(
-                DeadLetter(sources[letter.offset], letter.error) for letter in decision.letters
-            )
             rows = sum(len(change.rows) for change in decision.changes)
             told = told._replace(events=told.events + rows)
         return told
