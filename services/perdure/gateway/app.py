@@ -2,7 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 
 from litestar import Litestar, Request, asgi
 from litestar.datastructures import State
@@ -10,6 +11,7 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.response import Response
+from litestar.types import ControllerRouterHandler
 
 from perdure.blobs.store import FsspecBlobs
 from perdure.cassandra.catalog import Catalog
@@ -48,19 +50,8 @@ def application(cluster: Cluster) -> Litestar:
         default_projections,
         default_upcasters,
     )
-    return build(gateway)
-
-
-def build(gateway: Gateway) -> Litestar:
-    """All routes of a gateway."""
-
-    def the_gateway() -> Gateway:
-        return gateway
-
-    def the_desk() -> Desk:
-        return gateway.desk
-
-    return Litestar(
+    return build(
+        gateway,
         [
             ClusterRoutes,
             AgentRoutes,
@@ -70,6 +61,25 @@ def build(gateway: Gateway) -> Litestar:
             MemoryRoutes,
             *(asgi(path, copy_scope=False)(answer) for path, answer in gateway.health.routes()),
         ],
+        lifespan=[lambda _: gateway.running()],
+    )
+
+
+def build(
+    gateway: Gateway,
+    routes: Sequence[ControllerRouterHandler],
+    lifespan: Sequence[Callable[[Litestar], AbstractAsyncContextManager[None]]] = (),
+) -> Litestar:
+    """Routes as an application: what they work with, and how they fail."""
+
+    def the_gateway() -> Gateway:
+        return gateway
+
+    def the_desk() -> Desk:
+        return gateway.desk
+
+    return Litestar(
+        routes,
         dependencies={
             "gateway": Provide(the_gateway, sync_to_thread=False),
             "desk": Provide(the_desk, sync_to_thread=False),
@@ -79,7 +89,7 @@ def build(gateway: Gateway) -> Litestar:
             HTTPException: _not_understood,
             Exception: _unexpected,
         },
-        lifespan=[lambda _: gateway.running()],
+        lifespan=lifespan,
         logging_config=None,
         openapi_config=OpenAPIConfig(
             title="perdure gateway",
@@ -91,7 +101,9 @@ def build(gateway: Gateway) -> Litestar:
 
 
 @contextlib.asynccontextmanager
-async def opened(cluster: Cluster, health: Health) -> AsyncIterator[Sources]:
+async def opened(
+    cluster: Cluster, health: Health, *, with_memories: bool = True
+) -> AsyncIterator[Sources]:
     """The sources of a cluster, on Cassandra, Weaviate and checkpoint storage.
 
     Weaviate is waited for in the background: all but memories is read without it.
@@ -112,13 +124,13 @@ async def opened(cluster: Cluster, health: Health) -> AsyncIterator[Sources]:
         )
         objects = FsspecBlobs(cluster.blobs)
         stack.push_async_callback(objects.close)
-        memories = Memories(cluster, health, max((await catalog.placement()).values(), default=1))
+        memories = Memories(cluster, health)
         await stack.enter_async_context(memories.connecting())
 
         def of(store: str) -> StoreSources:
             events = CassandraEventTable(session, store, generations)
             states = CassandraStateTable(session, store, generations)
-            return StoreSources(events, states, memories.of(store, events))
+            return StoreSources(events, states, memories.of(store, events, generations))
 
         manifest = CassandraManifest(session, catalog, cluster)
         yield Sources(of, objects, manifest, generations.refresh)

@@ -16,7 +16,7 @@ Objects are described in `schema`; `progress` finds what an agent lacks, `view` 
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -25,14 +25,14 @@ from perdure.errors import InvalidData, NotFound
 from perdure.memorizer.fusion import fuse
 from perdure.memorizer.memory import Embedded, Filter, Hit, Memory, checked_k
 from perdure.model.timeline import Span
-from perdure.weaviate.memory_events import MemoryEvents, Reader
+from perdure.weaviate.memory_events import EventsByType, MemoryEvents
 from perdure.weaviate.objects import NEVER, Ids, memory_rows
 from perdure.weaviate.progress import Lacking, Progress, vector_counts
 from perdure.weaviate.schema import Collection, Collections, tenant_name
 from perdure.weaviate.session import Row
 from perdure.weaviate.sight import Place, Sight
 from perdure.weaviate.terms import searched_terms
-from perdure.weaviate.view import View
+from perdure.weaviate.view import Seen, View
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,25 +54,25 @@ ROWS_AT_ONCE: Final = 256
 class WeaviateIndex:
     """`MemoryIndex` of one store. Use from one event loop.
 
-    `memory_events(agent, first, last)` gives the agent's memory events from the tables, and
-    `sequence_of(agent)` its head there (0 where there is no such agent). `embedder` names the
-    collection that `get` looks into, which needs no vectors: the one that the memorizer fills.
+    `events` are the store's tables of events, and `keyspace_of` gives the keyspace that an agent's
+    are in. `embedder` names the collection that `get` looks into, which needs no vectors: the one
+    that the memorizer fills.
     """
 
     def __init__(
         self,
         collections: Collections,
         store: str,
+        events: EventsByType,
         *,
-        memory_events: Reader,
-        sequence_of: Callable[[str], Awaitable[int]],
+        keyspace_of: Callable[[str], str],
         embedder: str,
     ) -> None:
         self._collections = collections
         self._session = collections.session
         self._store = store
-        self._events = MemoryEvents(memory_events)
-        self._sequence_of = sequence_of
+        self._events = MemoryEvents(events)
+        self._keyspace_of = keyspace_of
         self._embedder = embedder
         self._progress: OrderedDict[tuple[str, str], Progress] = OrderedDict()
 
@@ -81,13 +81,12 @@ class WeaviateIndex:
 
         As the tables have them now. Where nothing is missing this takes one point read an agent.
         """
-        collection = await self._collections.open(embedder)
         sight = Sight(spans)
         found: list[Memory] = []
         for first in range(0, len(sight.agents), AGENTS_AT_ONCE):
             lacking = await asyncio.gather(
                 *[
-                    self._lacking(collection, sight, agent, limit - len(found))
+                    self._lacking(embedder, sight, agent, limit - len(found))
                     for agent in sight.agents[first : first + AGENTS_AT_ONCE]
                 ]
             )
@@ -110,20 +109,21 @@ class WeaviateIndex:
         if not embedded:
             return 0
         dimensions = _checked_vectors(embedder, embedded)
-        collection = await self._collections.open(embedder)
-        await collection.check_dimensions(dimensions)
         vectors = {(each.agent, each.sequence): each.vectors for each in embedded}
-        tenants: dict[str, list[Place]] = {}
-        for place in vectors:
-            tenants.setdefault(self._tenant(place[0]), []).append(place)
-        await collection.make_tenants(tenants)
         added = 0
-        for tenant, places in tenants.items():
-            missing = await self._without_vectors(collection, tenant, places)
-            found = [await self._events.memory(*place) for place in missing]
-            memories = [memory for memory in found if memory is not None]
-            if memories:
+        for collection, tenants in (await self._parts(embedder, [a for a, _ in vectors])).items():
+            await collection.check_dimensions(dimensions)
+            found: dict[str, list[Memory]] = {}
+            for tenant, agents in tenants.items():
+                for place in await self._without_vectors(
+                    collection, tenant, [place for place in vectors if place[0] in agents]
+                ):
+                    if (memory := await self._events.memory(*place)) is not None:
+                        found.setdefault(tenant, []).append(memory)
+            if found:
                 await collection.check_dimensions(dimensions, first=True)
+                await collection.make_tenants(found)
+            for tenant, memories in found.items():
                 await self._write(collection, tenant, memories, vectors)
                 added += len(memories)
         return added
@@ -148,11 +148,12 @@ class WeaviateIndex:
         sight = Sight(spans)
         if not sight.agents:
             return []
-        collection = await self._collections.open(embedder)
         vector: list[float] = query_vector.reshape(-1).tolist()
-        await collection.check_dimensions(len(vector))
-        await self._enter(collection, sight)
-        view = await self._view(collection, sight, filter)
+        parts = await self._parts(embedder, sight.agents)
+        for collection in parts:
+            await collection.check_dimensions(len(vector))
+        await self._enter(embedder, sight)
+        view = await self._view(embedder, parts, sight, filter)
         terms = await asyncio.to_thread(searched_terms, query_text)
         candidates = max(CANDIDATES_MIN, 4 * k)
         cosines, texts = await asyncio.gather(
@@ -165,16 +166,16 @@ class WeaviateIndex:
             {sight.place(*place): score for place, score in texts.items()},
             len(places),
         )
-        until = self._progress_of(collection, spans[-1].agent).forgotten_after(spans[-1].last)
+        until = view.forgotten_after(spans[-1])
         hits: list[Hit] = []
         # More than once only where a write of several parts was cut off before its last one.
         for first in range(0, len(ranked), k):
-            some = [(places[key], score, parts) for key, score, parts in ranked[first : first + k]]
+            some = [(places[key], score, each) for key, score, each in ranked[first : first + k]]
             memories = await view.memories([place for place, _, _ in some])
-            for place, score, parts in some:
+            for place, score, scores in some:
                 if (memory := memories.get(place)) is not None:
                     fields = msgspec.structs.asdict(memory) | {"until": until.get(memory.id)}
-                    hits.append(Hit(**fields, score=score, scores=parts))
+                    hits.append(Hit(**fields, score=score, scores=scores))
             if len(hits) >= k:
                 break
         return hits[:k]
@@ -187,13 +188,13 @@ class WeaviateIndex:
             Unreachable: Weaviate or the tables don't answer.
         """
         sight = Sight(spans)
-        collection = await self._collections.open(self._embedder)
         lacking = await asyncio.gather(
-            *[self._lacking(collection, sight, agent) for agent in sight.agents]
+            *[self._lacking(self._embedder, sight, agent) for agent in sight.agents]
         )
         # Not entered for this: without vectors they would only be looked up again.
         found = [each.memory for some in lacking for each in some if each.memory.id == id]
-        view = await self._view(collection, sight, None)
+        parts = await self._parts(self._embedder, sight.agents)
+        view = await self._view(self._embedder, parts, sight)
         found = [each for each in [*found, *await view.by_id(id)] if view.remembers(each)]
         if not found:
             raise NotFound(
@@ -201,20 +202,34 @@ class WeaviateIndex:
                 hint="recall() gives the ids of the memories there are",
             )
         latest = max(found, key=lambda each: sight.place(each.agent, each.sequence))
-        until = self._progress_of(collection, spans[-1].agent).forgotten_after(spans[-1].last)
+        until = view.forgotten_after(spans[-1])
         return msgspec.structs.replace(latest, until=until.get(latest.id))
 
     def _tenant(self, agent: str) -> str:
         return tenant_name(self._store, agent.partition("/")[0])
 
-    def _ids(self, collection: Collection) -> Ids:
-        return Ids(self._store, collection.embedder)
+    async def _parts(
+        self, embedder: str, agents: Iterable[str]
+    ) -> dict[Collection, dict[str, list[str]]]:
+        """Where agents are: collection, tenant, agents."""
+        parts: dict[Collection, dict[str, list[str]]] = {}
+        for agent in dict.fromkeys(agents):
+            collection = await self._collections.open(self._keyspace_of(agent), embedder)
+            parts.setdefault(collection, {}).setdefault(self._tenant(agent), []).append(agent)
+        return parts
+
+    def _ids(self, embedder: str) -> Ids:
+        return Ids(self._store, embedder)
 
     def _progress_of(self, collection: Collection, agent: str) -> Progress:
-        key = collection.embedder, agent
+        key = collection.name, agent
         if key not in self._progress:
             self._progress[key] = Progress(
-                collection, self._tenant(agent), agent, self._ids(collection), self._events
+                collection,
+                self._tenant(agent),
+                agent,
+                self._ids(collection.embedder),
+                self._events,
             )
         self._progress.move_to_end(key)
         while len(self._progress) > AGENTS_KNOWN_MAX:
@@ -222,10 +237,11 @@ class WeaviateIndex:
         return self._progress[key]
 
     async def _lacking(
-        self, collection: Collection, sight: Sight, agent: str, limit: int | None = None
+        self, embedder: str, sight: Sight, agent: str, limit: int | None = None
     ) -> list[Lacking]:
         """What an agent lacks in its spans; forgettings up to its head are known then."""
-        head = await self._sequence_of(agent)
+        head = await self._events.head(agent)
+        collection = await self._collections.open(self._keyspace_of(agent), embedder)
         progress = self._progress_of(collection, agent)
         found: list[Lacking] = []
         async with (
@@ -238,19 +254,19 @@ class WeaviateIndex:
                     break
         return found
 
-    async def _enter(self, collection: Collection, sight: Sight) -> None:
-        """Enter what the tables have and the collection lacks, to be found by its words."""
+    async def _enter(self, embedder: str, sight: Sight) -> None:
+        """Enter what the tables have and the collections lack, to be found by its words."""
         for first in range(0, len(sight.agents), AGENTS_AT_ONCE):
             agents = sight.agents[first : first + AGENTS_AT_ONCE]
             lacking = await asyncio.gather(
-                *[self._lacking(collection, sight, agent) for agent in agents]
+                *[self._lacking(embedder, sight, agent) for agent in agents]
             )
             for agent, some in zip(agents, lacking, strict=True):
                 missing = [each.memory for each in some if not each.there]
+                collection = await self._collections.open(self._keyspace_of(agent), embedder)
                 for start in range(0, len(missing), ROWS_AT_ONCE):
-                    await self._write(
-                        collection, self._tenant(agent), missing[start : start + ROWS_AT_ONCE], {}
-                    )
+                    memories = missing[start : start + ROWS_AT_ONCE]
+                    await self._write(collection, self._tenant(agent), memories, {})
 
     async def _write(
         self,
@@ -263,7 +279,9 @@ class WeaviateIndex:
             self._progress_of(collection, each.agent).first_forgotten(each.id) or NEVER
             for each in memories
         ]
-        rows = await asyncio.to_thread(_rows, self._ids(collection), memories, vectors, until)
+        rows = await asyncio.to_thread(
+            _rows, self._ids(collection.embedder), memories, vectors, until
+        )
         table = await collection.made_tenant(tenant)
         # A memory's part 0, which says that it is whole, comes after its other parts.
         for is_last in (False, True):
@@ -271,17 +289,21 @@ class WeaviateIndex:
                 table, [row for row in rows if ("parts" in (row.properties or {})) is is_last]
             )
 
-    async def _view(self, collection: Collection, sight: Sight, filter: Filter | None) -> View:
-        tenants: dict[str, list[str]] = {}
-        for agent in sight.agents:
-            tenants.setdefault(self._tenant(agent), []).append(agent)
-        seen = [
-            (table, agents)
-            for tenant, agents in tenants.items()
-            if (table := await collection.tenant(tenant)) is not None
-        ]
-        progress = {agent: self._progress_of(collection, agent) for agent in sight.agents}
-        return View(collection, self._ids(collection), sight, seen, progress, filter=filter)
+    async def _view(
+        self,
+        embedder: str,
+        parts: Mapping[Collection, Mapping[str, list[str]]],
+        sight: Sight,
+        filter: Filter | None = None,
+    ) -> View:
+        seen: list[Seen] = []
+        progress: dict[str, Progress] = {}
+        for collection, tenants in parts.items():
+            for tenant, agents in tenants.items():
+                progress |= {agent: self._progress_of(collection, agent) for agent in agents}
+                if (table := await collection.tenant(tenant)) is not None:
+                    seen.append(Seen(collection, table, agents))
+        return View(self._ids(embedder), sight, seen, progress, filter=filter)
 
     async def _without_vectors(
         self, collection: Collection, tenant: str, places: Sequence[Place]
@@ -294,7 +316,7 @@ class WeaviateIndex:
         for place in places:
             by_agent.setdefault(place[0], []).append(place)
         for own in by_agent.values():
-            counts = await vector_counts(collection, table, self._ids(collection), own)
+            counts = await vector_counts(collection, table, self._ids(collection.embedder), own)
             missing += [place for place in own if not counts.get(place[1])]
         return missing
 

@@ -6,13 +6,16 @@ Invariants:
 - What is kept is bounded in characters.
 """
 
+import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from typing import Final, TypeAlias
+from collections.abc import AsyncIterator, Collection
+from typing import Final, Protocol
 
+from perdure.errors import NotFound
 from perdure.memorizer.memory import Memory
-from perdure.model.event import Event
-from perdure.weaviate.objects import Forgetting, understood
+from perdure.model.sequencing import Head
+from perdure.ports import Batch
+from perdure.weaviate.objects import TYPES, Forgetting, understood
 
 WINDOW_EVENTS: Final = 4_096
 """How many sequences a window is long: about a bucket of the tables."""
@@ -23,10 +26,22 @@ KEPT_CHARS_MAX: Final = 32 * 2**20
 _CHARS_EACH: Final = 500
 """What an event takes beside its text."""
 
-Reader: TypeAlias = Callable[[str, int, int], AsyncIterator[Event]]
-"""`memory_events(agent, first, last)`: the events `memory.stored` and `memory.forgotten` of the
-agent's own stream with a sequence from `first` to `last`, in any order. Nothing where there is no
-such agent."""
+
+class EventsByType(Protocol):
+    """What the index asks of the tables of events: `cassandra.event_table` fills it."""
+
+    async def head(self, agent: str) -> Head:
+        """Where the stream stands. Raises NotFound."""
+        ...
+
+    def by_type(
+        self, agent: str, types: Collection[str], *, first: int, last: int
+    ) -> AsyncIterator[Batch]:
+        """The agent's own events of some types with a sequence from `first` to `last`.
+
+        Raises NotFound.
+        """
+        ...
 
 
 class _Window:
@@ -41,10 +56,17 @@ class _Window:
 class MemoryEvents:
     """The memory events of one store. Use from one event loop."""
 
-    def __init__(self, read: Reader) -> None:
-        self._read = read
+    def __init__(self, events: EventsByType) -> None:
+        self._events_by_type = events
         self._windows: OrderedDict[tuple[str, int], _Window] = OrderedDict()
         self._chars = 0
+
+    async def head(self, agent: str) -> int:
+        """The agent's last sequence, 0 where there is no such agent."""
+        try:
+            return (await self._events_by_type.head(agent)).sequence
+        except NotFound:
+            return 0
 
     async def window(
         self, agent: str, first: int, head: int
@@ -93,8 +115,9 @@ class MemoryEvents:
         return found
 
     async def _events(self, agent: str, first: int, last: int) -> list[Memory | Forgetting]:
-        found = [
-            said async for event in self._read(agent, first, last) if (said := understood(event))
-        ]
+        found: list[Memory | Forgetting] = []
+        with contextlib.suppress(NotFound):
+            async for batch in self._events_by_type.by_type(agent, TYPES, first=first, last=last):
+                found += [said for event in batch.events if (said := understood(event))]
         found.sort(key=lambda each: each.sequence)
         return found

@@ -1,4 +1,7 @@
-"""The collections: one for each embedder of a generation, with a tenant for each namespace.
+"""The collections: one for each embedder beside each keyspace, with a tenant for each namespace.
+
+A generation of the tables is a keyspace; memories of tables that are built anew enter collections
+of their own.
 
 Invariants:
 - Vectors of two embedders never lie in one collection.
@@ -25,7 +28,6 @@ TENANT_CHARS_MAX: Final = 64
 TENANTS_KNOWN_MAX: Final = 65_536
 """How many tenants are remembered to exist."""
 
-_PLAIN = re.compile(r"[a-z0-9]+")
 _TENANT = re.compile(r"[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*")
 _NO_WORD = re.compile(r"[^A-Za-z0-9]+")
 
@@ -33,35 +35,28 @@ _NO_WORD = re.compile(r"[^A-Za-z0-9]+")
 class About(msgspec.Struct, frozen=True):
     """What a collection says about itself, as JSON in its description.
 
-    `dimensions` is the length of its vectors, 0 before the first.
+    `keyspace` is that of the tables whose memories are in it. `dimensions` is the length of its
+    vectors, 0 before the first.
     """
 
+    keyspace: str
     embedder: str
     dimensions: int = 0
     format: int = FORMAT
 
 
-def prefix(cluster: str, generation: int) -> str:
-    """With what the names of a generation's collections start.
-
-    >>> prefix("perdure", 1)
-    'Perdure_perdure_g1_'
-    """
-    name = cluster
-    if not _PLAIN.fullmatch(cluster):
-        # Upper case, so that no plain name is equal.
-        name = f"{_NO_WORD.sub('_', cluster)}_X{_digest(cluster)[:8]}"
-    return f"Perdure_{name}_g{generation}_"
-
-
-def collection_name(cluster: str, generation: int, embedder: str) -> str:
+def collection_name(keyspace: str, embedder: str) -> str:
     """The name of a collection. Case doesn't count in it, and it holds letters, digits and `_`.
 
-    >>> collection_name("perdure", 1, "all-MiniLM-L6-v2")
-    'Perdure_perdure_g1_all_MiniLM_L6_v2_07db4e1f'
+    >>> collection_name("perdure_g1", "all-MiniLM-L6-v2")
+    'Perdure_perdure_g1__all_MiniLM_L6_v2_da0bdcd3'
     """
     readable = _NO_WORD.sub("_", embedder)[:60]
-    return f"{prefix(cluster, generation)}{readable}_{_digest(embedder)[:8]}"
+    return f"{_prefix(keyspace)}{readable}_{_digest(f'{keyspace}/{embedder}')[:8]}"
+
+
+def _prefix(keyspace: str) -> str:
+    return f"Perdure_{keyspace}__"
 
 
 def tenant_name(store: str, namespace: str) -> str:
@@ -170,11 +165,12 @@ def _property(
 class Collection:
     """The collection of one embedder in one generation."""
 
-    def __init__(self, session: Session, name: str, embedder: str) -> None:
+    def __init__(self, session: Session, keyspace: str, embedder: str) -> None:
         self.session = session
-        self.name = name
+        self.keyspace = keyspace
         self.embedder = embedder
-        self._table: Table = session.client.collections.use(name)
+        self.name = collection_name(keyspace, embedder)
+        self._table: Table = session.client.collections.use(self.name)
         self._about: About | None = None
         self._tenants: OrderedDict[str, None] = OrderedDict()
 
@@ -189,7 +185,7 @@ class Collection:
             if not exists:
                 try:
                     await self.session.client.collections.create_from_dict(
-                        definition(self.name, About(self.embedder))
+                        definition(self.name, About(self.keyspace, self.embedder))
                     )
                 except exceptions.UnexpectedStatusCodeError:
                     if not await self.session.client.collections.exists(self.name):
@@ -210,7 +206,7 @@ class Collection:
         """
         stored = await self.dimensions()
         if not stored and first:
-            about = About(self.embedder, given)
+            about = About(self.keyspace, self.embedder, given)
             async with self.session.calling("describing a collection", seconds=WRITE_SECONDS):
                 await self._table.config.update(description=msgspec.json.encode(about).decode())
             self._about = about
@@ -253,55 +249,62 @@ class Collection:
     async def _read(self) -> About:
         async with self.session.calling("reading a collection's description"):
             config = await self._table.config.get(simple=True)
-        try:
-            about = msgspec.json.decode(config.description or "", type=About)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise UnsupportedFormat(
-                f"the collection {self.name} of Weaviate is none of perdure's: {error}",
-                hint="drop it, or give the cluster another name",
-            ) from error
-        if about.format > FORMAT:
-            raise UnsupportedFormat(
-                f"the collection {self.name} of Weaviate is of format {about.format}, this code"
-                f" knows up to {FORMAT}",
-                hint="install a newer perdure",
-            )
-        return about
+        return _about(self.name, config.description)
 
 
 class Collections:
-    """The collections of one generation, each opened once."""
+    """The collections of a cluster, each opened once."""
 
-    def __init__(self, session: Session, cluster: str, generation: int) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self._cluster = cluster
-        self._generation = generation
-        self._open: dict[str, Collection] = {}
+        self._open: dict[tuple[str, str], Collection] = {}
 
-    async def open(self, embedder: str) -> Collection:
-        """The collection of an embedder, made where there is none.
+    async def open(self, keyspace: str, embedder: str) -> Collection:
+        """The collection for an embedder beside the tables of a keyspace, made where there is none.
 
         Raises:
             Unreachable: Weaviate doesn't answer.
             UnsupportedFormat: it is of a newer format.
         """
-        if embedder not in self._open:
-            name = collection_name(self._cluster, self._generation, embedder)
-            collection = Collection(self.session, name, embedder)
+        key = keyspace, embedder
+        if key not in self._open:
+            collection = Collection(self.session, *key)
             await collection.ensure()
-            self._open[embedder] = collection
-        return self._open[embedder]
+            self._open[key] = collection
+        return self._open[key]
 
-    async def drop(self) -> list[str]:
-        """Drop all collections of the generation, with everything in them; their names."""
-        self._open.clear()
-        start = prefix(self._cluster, self._generation)
+    async def drop(self, keyspace: str) -> list[str]:
+        """Drop all collections beside a keyspace, with everything in them; their names."""
+        for key in [key for key in self._open if key[0] == keyspace]:
+            del self._open[key]
         async with self.session.calling("dropping collections", seconds=WRITE_SECONDS):
             everything = await self.session.client.collections.list_all(simple=True)
-            names = sorted(name for name in everything if name.startswith(start))
+            names = [
+                name
+                for name, config in everything.items()
+                if name.startswith(_prefix(keyspace))
+                and _about(name, config.description).keyspace == keyspace
+            ]
             for name in names:
                 await self.session.client.collections.delete(name)
-        return names
+        return sorted(names)
+
+
+def _about(name: str, description: str | None) -> About:
+    try:
+        about = msgspec.json.decode(description or "", type=About)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnsupportedFormat(
+            f"the collection {name} of Weaviate is none of perdure's: {error}",
+            hint="drop it, or give the cluster another name",
+        ) from error
+    if about.format > FORMAT:
+        raise UnsupportedFormat(
+            f"the collection {name} of Weaviate is of format {about.format}, this code knows up to"
+            f" {FORMAT}",
+            hint="install a newer perdure",
+        )
+    return about
 
 
 def _digest(text: str) -> str:
