@@ -34,7 +34,7 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception_type,
-    wait_exponential_jitter,
+    wait_random_exponential,
 )
 
 from perdure.errors import InvalidInput, Unavailable
@@ -103,7 +103,7 @@ class Health:
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(Unavailable),
-                wait=wait_exponential_jitter(initial=0.1, max=PATIENCE_SECONDS_MAX),
+                wait=wait_random_exponential(multiplier=0.1, max=PATIENCE_SECONDS_MAX),
                 before_sleep=lambda state: self._told(what, state),
             ):
                 with attempt:

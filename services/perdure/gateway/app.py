@@ -125,7 +125,8 @@ async def opened(
         objects = FsspecBlobs(cluster.blobs)
         stack.push_async_callback(objects.close)
         memories = Memories(cluster, health)
-        await stack.enter_async_context(memories.connecting())
+        if with_memories:
+            await stack.enter_async_context(memories.connecting())
 
         def of(store: str) -> StoreSources:
             events = CassandraEventTable(session, store, generations)

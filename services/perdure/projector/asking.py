@@ -39,7 +39,7 @@ class Desk:
         self, states: States, source_of: Callable[[str], Source], freshness: Freshness
     ) -> None:
         self.states = states
-        self._source_of = source_of
+        self.source_of = source_of
         self._freshness = freshness
 
     async def answer(
@@ -65,7 +65,7 @@ class Desk:
             raise InvalidData(
                 "more than one of seq, time and before is given", hint="give one of them"
             )
-        source = self._source_of(store)
+        source = self.source_of(store)
         if at_least is not None and not await self._freshness.recorded(
             store, agent, at_least, FRESH_SECONDS
         ):

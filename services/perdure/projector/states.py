@@ -37,11 +37,15 @@ ENTRY_BYTES: Final = 4096
 
 
 class Answer(NamedTuple):
-    """A state after `sequence`, as the JSON of its projection."""
+    """A state after `sequence`, as the JSON of its projection.
+
+    `chain` is the hash chain after it in hexadecimal, where it is at hand.
+    """
 
     agent: str
     sequence: int
     data: bytes
+    chain: str = ""
 
 
 class Events(Protocol):
@@ -75,7 +79,7 @@ class Source(NamedTuple):
 class _Hot:
     """A kept state of one agent and projection. `head` is that after which it is."""
 
-    __slots__ = ("data", "head", "lock", "size", "state", "tail")
+    __slots__ = ("data", "encoded", "head", "lock", "size", "state", "tail")
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -84,13 +88,22 @@ class _Hot:
         self.data: bytes | None = None
         """The state's JSON, where somebody has asked for it."""
         self.size = ENTRY_BYTES
+        self.encoded = 0
+        """How many bytes the JSON had when it was last made."""
         self.tail = 0
-        """Bytes folded since the size was taken from the JSON."""
+        """Bytes folded since then."""
 
     def drop(self) -> None:
         """Forget the state; the next who asks restores it."""
         self.head, self.state, self.data = None, None, None
-        self.size, self.tail = ENTRY_BYTES, 0
+        self.encoded = self.tail = 0
+
+    def is_larger(self, bytes_max: int | None) -> bool:
+        """Whether the state's JSON is over a limit, as far as is known without making it.
+
+        Made anew when as much was folded as it had: so the cost stays in proportion.
+        """
+        return bytes_max is not None and self.encoded > max(bytes_max, self.tail)
 
 
 class States:
@@ -124,23 +137,37 @@ class States:
             NotFound: there is no such agent, or no such projection is registered.
             Corrupt, MissingUpcaster, ProjectionFailed: see `restore`.
         """
+        return await self.newest(source, agent, projection)
+
+    async def newest(
+        self,
+        source: Source,
+        agent: str,
+        projection: str = DEFAULT.name,
+        *,
+        bytes_max: int | None = None,
+    ) -> Answer:
+        """As `latest`; but the data of a state of more than `bytes_max` bytes is left out."""
         known = self._projections.get(projection)
-        hot = self._kept((source.store, agent, projection))
+        key = (source.store, agent, projection)
+        hot = self._kept(key)
         head = await source.events.head(agent)
-        if hot.data is not None and _same(hot.head, head):
-            return Answer(agent, head.sequence, hot.data)
-        async with hot.lock:
-            try:
-                await self._bring(hot, source, known, agent, head)
-                if hot.data is None:
-                    hot.data = known.encode(hot.state)
-            except BaseException:
-                hot.drop()  # Half folded, a user's state may be anything.
-                raise
-            finally:
-                self._weigh((source.store, agent, projection), hot)
-            sequence = head.sequence if hot.head is None else hot.head.sequence
-            return Answer(agent, sequence, hot.data)
+        if hot.data is None or not _same(hot.head, head):
+            async with hot.lock:
+                try:
+                    await self._bring(hot, source, known, agent, head)
+                    if hot.data is None and not hot.is_larger(bytes_max):
+                        hot.data = known.encode(hot.state)
+                        hot.encoded = len(hot.data)
+                except BaseException:
+                    hot.drop()  # Half folded, a user's state may be anything.
+                    raise
+                finally:
+                    self._weigh(key, hot)
+        # Nothing is awaited from here on: head and data are of one moment.
+        at = head if hot.head is None else hot.head
+        large = hot.data is None or (bytes_max is not None and len(hot.data) > bytes_max)
+        return Answer(agent, at.sequence, b"" if large else hot.data or b"", at.chain.hex())
 
     async def at(
         self, source: Source, agent: str, sequence: int, projection: str = DEFAULT.name
@@ -190,11 +217,12 @@ class States:
         self, hot: _Hot, source: Source, projection: Projection[Any], agent: str, head: Head
     ) -> None:
         """Make the kept state the one after `head`, or after a later one."""
-        if hot.head is not None:
-            if _same(hot.head, head) or hot.head.sequence > head.sequence:
-                return
-            if await self._folded(hot, source, projection, agent, head):
-                return
+        if hot.head is not None and hot.head.sequence > head.sequence:
+            head = await source.events.head(agent)  # It has moved meanwhile, and the state with it.
+        if _same(hot.head, head):
+            return
+        if hot.head is not None and await self._folded(hot, source, projection, agent, head):
+            return
         lineage = await source.events.lineage(agent)
         restored = await restore(
             source.events,
@@ -248,14 +276,12 @@ class States:
     def _weigh(self, key: tuple[str, str, str], hot: _Hot) -> None:
         if self._hot.get(key) is not hot:
             return
-        before = hot.size
         if hot.data is not None:
             hot.tail = 0
-            hot.size = ENTRY_BYTES + len(hot.data) * (1 + OBJECT_FACTOR)
-        elif hot.head is not None:
-            hot.size += hot.tail * OBJECT_FACTOR
-            hot.tail = 0
-        self._bytes += hot.size - before
+        data = 0 if hot.data is None else len(hot.data)
+        size = ENTRY_BYTES + data + (hot.encoded + hot.tail) * OBJECT_FACTOR
+        self._bytes += size - hot.size
+        hot.size = size
         while self._bytes > self._bytes_max and self._hot:
             _, gone = self._hot.popitem(last=False)
             self._bytes -= gone.size

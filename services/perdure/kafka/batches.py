@@ -1,0 +1,85 @@
+"""Batches of records from Kafka, as services take them from FastStream.
+
+FastStream commits what all partitions have reached at once, and a batch mixes partitions. Here a
+batch comes as records, by partition, and each partition's position is committed by itself.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+from faststream.kafka import KafkaBroker, KafkaMessage
+from prometheus_client import Gauge
+
+from perdure.serving import logger
+
+Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
+
+_log = logger("perdure.kafka")
+
+
+async def as_they_are(records: tuple[Record, ...]) -> KafkaMessage:
+    """FastStream's `parser`: its own raises on headers that are no text."""
+    return KafkaMessage(raw_message=records, body=records, consumer=_NOBODY)
+
+
+async def undecoded(message: KafkaMessage) -> Any:  # noqa: ANN401 - FastStream's type for decoders
+    """FastStream's `decoder`: the records, whose values are decoded by who knows what they are."""
+    return message.raw_message
+
+
+def by_partition(records: Sequence[Record]) -> dict[TopicPartition, list[Record]]:
+    """The records of each partition, in their order."""
+    found: defaultdict[TopicPartition, list[Record]] = defaultdict(list)
+    for record in records:
+        found[TopicPartition(record.topic, record.partition)].append(record)
+    return dict(found)
+
+
+def consumer_of(broker: KafkaBroker, topic: str) -> AIOKafkaConsumer | None:
+    """The consumer that reads a topic; None before it is started."""
+    for subscriber in broker.subscribers:
+        if topic in getattr(subscriber, "topic_names", ()):
+            return getattr(subscriber, "consumer", None)
+    return None
+
+
+async def commit(
+    consumer: AIOKafkaConsumer | None, partition: TopicPartition, position: int
+) -> None:
+    """Commit a position; if that fails, the next one will do, or others read it again."""
+    if consumer is None:
+        return
+    try:
+        await consumer.commit({partition: position})
+    except KafkaError as error:
+        _log.info(
+            "position not committed",
+            topic=partition.topic,
+            partition=partition.partition,
+            reason=repr(error),
+        )
+
+
+def tell_lag(
+    gauge: Gauge, consumer: AIOKafkaConsumer | None, partition: TopicPartition, position: int
+) -> None:
+    """Set how many records of a partition were not read yet; the gauge has both as labels."""
+    end = consumer.highwater(partition) if consumer is not None else None
+    if end is not None:
+        gauge.labels(partition.topic, partition.partition).set(max(0, end - position))
+
+
+class _Nobody:
+    """In place of a consumer: positions are committed by partition, not by message."""
+
+    async def commit(self) -> None:
+        """Nothing."""
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Nothing."""
+
+
+_NOBODY: Final = _Nobody()
