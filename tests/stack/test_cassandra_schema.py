@@ -1,0 +1,162 @@
+"""The keyspaces: made once, by whoever comes first; what they were made with is checked."""
+
+import asyncio
+
+import pytest
+from ops.write_schemas import FOLDER
+from tests.stack.cassandra_tables import note, place_of
+
+from perdure.cassandra import schema
+from perdure.cassandra.catalog import Catalog
+from perdure.cassandra.placement import LiveGenerations
+from perdure.cassandra.session import Session
+from perdure.cassandra.tables import STATEMENTS, Tables
+from perdure.errors import Incompatible, InvalidInput, NotFound, UnsupportedFormat
+from perdure.settings import Cluster
+
+
+@pytest.fixture
+async def session(cluster):
+    """A connection of the test's own, to a cluster that nobody has used."""
+    session = await Session.connect(cluster)
+    yield session
+    await session.close()
+
+
+async def test_many_may_start_at_once(cluster):
+    """Processes that start together on nothing all find the same tables, usable by each."""
+
+    async def start():
+        session = await Session.connect(cluster)
+        try:
+            await Catalog.open(session, cluster)
+            tables = await Tables.prepare(session, cluster.keyspace(1))
+            return len(await session.execute(tables.namespaces, ("s", "", 1)))
+        finally:
+            await session.close()
+
+    assert await asyncio.gather(*(start() for _ in range(4))) == [0] * 4
+
+
+async def test_the_written_schema_is_what_is_made(session, cluster):
+    """Cassandra holds the tables and columns that `schemas/cassandra.cql` says."""
+    await Catalog.open(session, cluster)
+    for keyspace, tables in (
+        (cluster.name, schema.CONTROL),
+        (cluster.keyspace(1), schema.GENERATION),
+    ):
+        rows = await session.execute(
+            "SELECT table_name, column_name, type, kind FROM system_schema.columns"
+            f" WHERE keyspace_name = '{keyspace}'"
+        )
+        assert len({row[0] for row in rows}) == len(tables)
+        written = (FOLDER / "cassandra.cql").read_text()
+        for table, column, kind, place in rows:
+            [text] = [
+                part
+                for part in written.split("CREATE ")
+                if part.startswith("TABLE") and f".{table} (" in part.partition("\n")[0]
+            ]
+            static = " static" if place == "static" else ""
+            assert f"\n    {column} {kind}{static}" in text
+        compression = await session.execute(
+            "SELECT table_name, compression FROM system_schema.tables"
+            f" WHERE keyspace_name = '{cluster.keyspace(1)}'"
+        )
+        for table, options in compression:
+            expected = "ZstdCompressor" if table != "state_pieces" else "false"
+            assert expected in str(options), table
+
+
+async def test_tables_of_a_newer_version_are_refused(session, cluster):
+    """A newer format of the control tables or of a generation's stops the start, with a way out."""
+    catalog = await Catalog.open(session, cluster)
+    newer = schema.FORMAT + 1
+    await session.execute(
+        f"UPDATE {cluster.name}.format SET version = {newer} WHERE part = 'control'"
+    )
+    with pytest.raises(UnsupportedFormat, match=rf"format {newer}.*upgrade"):
+        await Catalog.open(session, cluster)
+    await session.execute(
+        f"UPDATE {cluster.name}.format SET version = {schema.FORMAT} WHERE part = 'control'"
+    )
+    await session.execute(
+        f"UPDATE {cluster.name}.generations SET format = {newer} WHERE generation = 1"
+    )
+    with pytest.raises(UnsupportedFormat, match="generation 1"):
+        await Catalog.open(session, cluster)
+    with pytest.raises(UnsupportedFormat):
+        await catalog.generations()
+
+
+async def test_another_number_of_partitions_is_refused(session, cluster):
+    """A topic of another number of partitions than the log was made with is told, with a hint."""
+    catalog = await Catalog.open(session, cluster)
+    with pytest.raises(NotFound):
+        await catalog.checked_generation()
+    assert await catalog.checked_topics(4) == 1
+    assert await catalog.checked_topics(4) == 1
+    with pytest.raises(Incompatible, match=r"6 partitions.*made with 4.*partitions = 4"):
+        await catalog.checked_topics(6)
+    assert await catalog.renew_topics(6) == 2
+    assert await catalog.checked_topics(6) == 2
+    with pytest.raises(Incompatible):
+        await catalog.checked_topics(4)
+
+
+async def test_generations_are_built_switched_and_dropped(session, cluster):
+    """A generation is built beside the live one, taken over partition by partition, and dropped."""
+    catalog = await Catalog.open(session, cluster)
+    assert [(each.number, each.state) for each in await catalog.generations()] == [(1, "live")]
+    built = await catalog.build()
+    assert (built.number, built.state) == (2, "building")
+    assert await catalog.placement() == dict.fromkeys(range(4), 1)
+    live = await LiveGenerations.open(session, cluster, catalog, lambda _, agent: int(agent[-1]))
+    assert [tables.keyspace for tables in live.all()] == [cluster.keyspace(1)]
+    for partition in range(3):
+        await catalog.switch(partition, 1, 2)
+    with pytest.raises(Incompatible, match="not read from generation 1"):
+        await catalog.switch(0, 1, 2)
+    assert await live.refresh() == {0: 2, 1: 2, 2: 2, 3: 1}
+    assert live.of("s", "n/a2").keyspace == cluster.keyspace(2)
+    assert live.of("s", "n/a3").keyspace == live.of_partition(3).keyspace == cluster.keyspace(1)
+    assert len(live.all()) == 2
+    with pytest.raises(InvalidInput, match=r"\[3\]"):
+        await catalog.drop(1)
+    await catalog.switch(3, 1, 2)
+    await catalog.drop(1)
+    await live.refresh()
+    assert [tables.keyspace for tables in live.all()] == [cluster.keyspace(2)]
+    assert [(each.number, each.state) for each in await catalog.generations()] == [
+        (1, "dropped"),
+        (2, "live"),
+    ]
+    rows = await session.execute("SELECT keyspace_name FROM system_schema.keyspaces")
+    assert (cluster.keyspace(1),) not in rows
+    with pytest.raises(Incompatible):
+        await catalog.switch(3, 2, 1)
+    with pytest.raises(NotFound):
+        await catalog.drop(9)
+    again = await Catalog.open(session, cluster)
+    assert await again.placement() == dict.fromkeys(range(4), 2)
+    assert (await again.build()).number == 3
+
+
+async def test_what_is_written_survives_a_new_start(cluster, store):
+    """Opening a cluster again finds what was recorded, and changes nothing."""
+    async with place_of(cluster, store) as place:
+        stream = await place.record("a/b", note(1))
+    async with place_of(cluster, store) as place:
+        assert await place.load("a/b") == stream
+
+
+def test_statements_are_all_prepared():
+    """Each statement has its field, in the same order."""
+    assert ["keyspace", *STATEMENTS] == list(Tables.__dataclass_fields__)
+
+
+def test_a_name_that_can_name_no_keyspace_is_refused():
+    """A cluster's name is told to be unfit before anything is made of it."""
+    for name in ("Perdure", "a-b", "1a", "", "x" * 41, 'a"; DROP'):
+        with pytest.raises(InvalidInput, match="can't name tables"):
+            schema.control_keyspace(Cluster(name=name))
