@@ -7,11 +7,13 @@ from typing import Any, get_args, get_origin
 import msgspec
 
 from perdure.cassandra import schema as cassandra
+from perdure.gateway import app as gateway
 from perdure.model.event import SEQUENCE_DIGITS
 from perdure.model.names import TYPE_CHARS_MAX
 from perdure.model.series import Map, Series
 from perdure.model.state import Action, Memories, SavedObject, State, Task, Tools
 from perdure.model.vocabulary import BUILT_IN
+from perdure.settings import Cluster
 
 FOLDER = Path(__file__).parent.parent / "schemas"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -109,9 +111,15 @@ def _container(kind: object) -> dict[str, Any]:
     raise NotImplementedError
 
 
+def openapi() -> dict[str, Any]:
+    """What the gateway answers, in OpenAPI 3.1."""
+    return gateway.application(Cluster()).openapi_schema.to_schema()
+
+
 SCHEMAS: dict[str, Callable[[], dict[str, Any] | str]] = {
     "cassandra.cql": cassandra.text,
     "events.schema.json": event_schema,
+    "openapi.json": openapi,
     "state.schema.json": state_schema,
 }
 

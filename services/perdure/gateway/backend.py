@@ -47,8 +47,8 @@ def place_of(url: str) -> Place:
     Raises:
         InvalidInput: it names no gateway, no store, or no acknowledgement.
 
-    >>> place_of("perdure://gateway:9000/lab?ack=recorded")
-    Place(gateway='http://gateway:9000', store='lab', ack='recorded')
+    >>> place_of("perdure://example.com:9000/lab?ack=recorded")
+    Place(gateway='http://example.com:9000', store='lab', ack='recorded')
     >>> place_of("perdure://127.0.0.1")
     Place(gateway='http://127.0.0.1:8787', store='default', ack='durable')
     """

@@ -4,6 +4,7 @@ FastStream commits what all partitions have reached at once, and a batch mixes p
 batch comes as records, by partition, and each partition's position is committed by itself.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
@@ -13,11 +14,9 @@ from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker, KafkaMessage
 from prometheus_client import Gauge
 
-from perdure.serving import logger
-
 Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
 
-_log = logger("perdure.kafka")
+_log = logging.getLogger("perdure.kafka")
 
 
 async def as_they_are(records: tuple[Record, ...]) -> KafkaMessage:
@@ -55,12 +54,8 @@ async def commit(
     try:
         await consumer.commit({partition: position})
     except KafkaError as error:
-        _log.info(
-            "position not committed",
-            topic=partition.topic,
-            partition=partition.partition,
-            reason=repr(error),
-        )
+        where = {"topic": partition.topic, "partition": partition.partition}
+        _log.info("position not committed", extra={**where, "reason": repr(error)})
 
 
 def tell_lag(
