@@ -150,8 +150,8 @@ class States:
         """As `latest`; but the data of a state of more than `bytes_max` bytes is left out."""
         known = self._projections.get(projection)
         key = (source.store, agent, projection)
+        head = await source.events.head(agent)  # First: names that nobody has aren't kept.
         hot = self._kept(key)
-        head = await source.events.head(agent)
         if hot.data is None or not _same(hot.head, head):
             async with hot.lock:
                 try:
