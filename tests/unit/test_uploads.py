@@ -197,7 +197,7 @@ async def test_abandoned_uploads(place, tmp_path):
     assert [upload.first.upload for upload in await uploads.abandon(NOW + 3)] == ["old"]
     assert "3 of" in table.refused[old[0].digest, "old"]
     assert uploads.position == 3
-    assert [path.name for path in tmp_path.glob("perdure-uploads-*/*")] == ["new"]
+    assert [path.name for path in tmp_path.glob("perdure-uploads-*/*")] == ["2"]
     assert await uploads.take(old[3], 6, NOW + 6) is None
     for offset, chunk in enumerate(new[3:], 7):
         await uploads.take(chunk, offset, NOW)
@@ -256,18 +256,30 @@ async def test_chunks_that_somebody_removed_from_the_disk(place, tmp_path):
     *first, last = chunks_of("u", noise(1))
     for offset, chunk in enumerate(first):
         await uploads.take(chunk, offset, NOW)
-    [file] = tmp_path.glob("perdure-uploads-*/u")
+    [file] = tmp_path.glob("perdure-uploads-*/*")
     file.unlink()
     with pytest.raises((InvalidInput, Corrupt)):
         await uploads.take(last, 9, NOW)
     assert (uploads.position, table.objects) == (None, {})
 
 
+async def test_chunks_of_many_uploads_at_once(tmp_path):
+    """Threads that spool at the same time, from the first one on, don't lose each other's files."""
+    for round_ in range(20):
+        spool = Spool(tmp_path)
+        files = [spool.new() for _ in range(6)]
+        for piece in (b"one", b"two"):
+            await asyncio.gather(*(asyncio.to_thread(spool.append, file, piece) for file in files))
+        assert {b"".join(spool.pieces(file)) for file in files} == {b"onetwo"}, round_
+        assert len(list(tmp_path.iterdir())) == 1
+        spool.close()
+
+
 HOLDER = """
 import pathlib, sys, time
 from perdure.checkpointer.spool import Spool
 spool = Spool(pathlib.Path(sys.argv[1]))
-spool.append("u", b"x" * 1000)
+spool.append(spool.new(), b"x" * 1000)
 print("there", flush=True)
 sys.stdin.read()
 """
@@ -292,9 +304,10 @@ async def test_folders_of_killed_processes_are_removed(tmp_path):
     holders[0].kill()
     await holders[0].wait()
     spool = Spool(tmp_path)
-    spool.append("u", b"y")
+    file = spool.new()
+    spool.append(file, b"y")
     assert len(list(tmp_path.iterdir())) == 2
-    assert b"".join(spool.pieces("u")) == b"y"
+    assert b"".join(spool.pieces(file)) == b"y"
     spool.close()
     holders[1].kill()
     await holders[1].wait()

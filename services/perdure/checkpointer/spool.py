@@ -11,14 +11,16 @@ Invariants:
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from perdure.errors import StoreFull, Unavailable
+from perdure.errors import InvalidInput, StoreFull, Unavailable
 
 SPOOL_BYTES_MAX: Final = 16 * 2**30
 """The most bytes of unfinished uploads that a process keeps."""
@@ -32,8 +34,8 @@ _PREFIX: Final = "perdure-uploads-"
 class Spool:
     """Files of this process, in a folder of its own below `root` (where temporary files go).
 
-    Everything here blocks: it is called in threads. Raises StoreFull, Unavailable. Where somebody
-    else removed a file, there is nothing in it any more.
+    Everything here blocks: it is called in threads, of different files at the same time. Raises
+    StoreFull, Unavailable. Where somebody else removed a file, there is nothing in it any more.
     """
 
     def __init__(self, root: Path | None = None, *, bytes_max: int = SPOOL_BYTES_MAX) -> None:
@@ -41,13 +43,27 @@ class Spool:
         self._bytes_max = bytes_max
         self._folder: Path | None = None
         self._lock = -1
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._numbers = itertools.count(1)
+        self._opening = threading.Lock()
 
-    def append(self, name: str, data: bytes) -> None:
-        """Add to the file of an upload; all of `data` or, where this raises, nothing."""
+    def new(self) -> int:
+        """The number of a new file; there is nothing in it yet."""
+        return next(self._numbers)
+
+    def append(self, name: int, data: bytes) -> None:
+        """Add to a file; all of `data` or, where this raises, nothing.
+
+        Raises InvalidInput where somebody removed what is in it.
+        """
         size = self._sizes.get(name, 0)
         try:
             with self._path(name).open("ab", buffering=0) as file:
+                if file.tell() < size:
+                    raise InvalidInput(
+                        f"{size} bytes that were spooled are gone from {self._root}",
+                        hint="save the object again",
+                    )
                 file.truncate(size)  # what an attempt that failed left behind
                 view = memoryview(data)
                 while view:
@@ -60,7 +76,7 @@ class Spool:
         """Whether so many bytes more are allowed."""
         return sum(self._sizes.values()) + size <= self._bytes_max
 
-    def pieces(self, name: str) -> Iterator[bytes]:
+    def pieces(self, name: int) -> Iterator[bytes]:
         """What was added to a file, from its start."""
         try:
             with self._path(name).open("rb") as file:
@@ -71,7 +87,7 @@ class Spool:
         except OSError as error:
             raise self._translated(error) from error
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: int) -> None:
         """Let go of a file; harmless where there is none."""
         if self._sizes.pop(name, None) is not None:
             with contextlib.suppress(OSError):
@@ -96,14 +112,15 @@ class Spool:
             self._folder = None
         self._sizes.clear()
 
-    def _path(self, name: str) -> Path:
-        if self._folder is None:
-            self.clean()
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._root))
-            self._lock = os.open(folder, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._folder = folder
-        return self._folder / name
+    def _path(self, name: int) -> Path:
+        with self._opening:
+            if self._folder is None:
+                self.clean()
+                folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._root))
+                self._lock = os.open(folder, os.O_RDONLY)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                self._folder = folder
+            return self._folder / str(name)
 
     def _translated(self, error: OSError) -> Unavailable:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:

@@ -47,6 +47,7 @@ class Upload(msgspec.Struct):
     """An upload that is under way: what has arrived of it, and when the last chunk was sent."""
 
     first: Chunk
+    file: int
     offset: int
     time: float
     chunks: int = 0
@@ -93,7 +94,7 @@ class Uploads:
         try:
             if chunk.index >= upload.chunks:
                 self._check(upload, chunk)
-                await asyncio.to_thread(self._spool.append, chunk.upload, chunk.data)
+                await asyncio.to_thread(self._spool.append, upload.file, chunk.data)
                 upload.chunks += 1
                 upload.bytes += len(chunk.data)
                 upload.time = max(upload.time, time)
@@ -117,8 +118,8 @@ class Uploads:
 
     def close(self) -> None:
         """Let go of everything: this partition is another's now."""
-        for upload in self._open:
-            self._spool.remove(upload)
+        for upload in self._open.values():
+            self._spool.remove(upload.file)
         self._open.clear()
 
     async def _begun(self, chunk: Chunk, offset: int, time: float) -> Upload | None:
@@ -141,7 +142,7 @@ class Uploads:
         if refusal is not None:
             await self._refuse(chunk, str(refusal))
             raise refusal
-        return self._open.setdefault(chunk.upload, Upload(chunk, offset, time))
+        return self._open.setdefault(chunk.upload, Upload(chunk, self._spool.new(), offset, time))
 
     def _check(self, upload: Upload, chunk: Chunk) -> None:
         first = upload.first
@@ -179,7 +180,7 @@ class Uploads:
     async def _verified(self, upload: Upload, frame: Frame) -> AsyncIterator[bytes]:
         """The pieces of an upload; raises Corrupt instead of ending if they are not the object."""
         left = upload.bytes
-        pieces = self._spool.pieces(upload.first.upload)
+        pieces = self._spool.pieces(upload.file)
 
         def verified() -> bytes:
             piece = next(pieces, b"")
@@ -202,8 +203,9 @@ class Uploads:
         self._end(chunk.upload)
 
     def _end(self, upload: str) -> None:
-        self._open.pop(upload, None)
-        self._spool.remove(upload)
+        ended = self._open.pop(upload, None)
+        if ended is not None:
+            self._spool.remove(ended.file)
         self._ended[upload] = None
         while len(self._ended) > ENDED_MAX:
             self._ended.popitem(last=False)

@@ -89,7 +89,8 @@ class DeadLetters:
         try:
             await self._producer.send_and_wait(
                 self._cluster.topic("dead-letters"),
-                record.value,
+                # A record may have neither key nor value; this client sends none of those.
+                b"" if record.key is None and record.value is None else record.value,
                 record.key,
                 headers=headers_of(record, error, dt.datetime.now(dt.UTC)),
             )
