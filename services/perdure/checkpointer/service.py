@@ -11,17 +11,14 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import KafkaError
 from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream
-from faststream.kafka import KafkaBroker, KafkaMessage
-from faststream.kafka.subscriber.usecase import BatchSubscriber
+from faststream.kafka import KafkaBroker
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from perdure.blobs.store import FsspecBlobs
@@ -37,7 +34,8 @@ from perdure.checkpointer.storage import Manifest
 from perdure.checkpointer.tails import Key, Tails
 from perdure.checkpointer.uploads import Uploads
 from perdure.errors import PerdureError, Unreachable
-from perdure.kafka import chunks, journal, topics, wire
+from perdure.kafka import batches, chunks, journal, topics, wire
+from perdure.kafka.batches import Record
 from perdure.kafka.dead_letters import DeadLetters
 from perdure.model.upcast import Upcasters, default_upcasters
 from perdure.serving import Health, logged, logger
@@ -61,13 +59,9 @@ STORES_MAX: Final = 1000
 FINISH_SECONDS: Final = 10.0
 """How long states are saved after the signal to stop; the next process saves the others."""
 
-AGAIN_SECONDS: Final = 1.0
-"""The pause after a failure that nobody thought of."""
-
 CLEAN_SECONDS: Final = 3600.0
 """How often it is looked for what killed writers left in storage."""
 
-Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
 T = TypeVar("T")
 
 
@@ -207,7 +201,10 @@ class Objects:
     async def take(self, records: Sequence[Record]) -> None:
         """Take a batch, each partition by itself and in its order."""
         await asyncio.gather(
-            *(self._take_or_again(partition, own) for partition, own in _by_partition(records))
+            *(
+                self._take_or_again(partition, own)
+                for partition, own in batches.by_partition(records).items()
+            )
         )
 
     async def revoked(self, partitions: set[TopicPartition]) -> None:
@@ -241,7 +238,7 @@ class Objects:
                         of=upload.first.count,
                     )
                 if given_up:
-                    await _commit(consumer, partition, state.position)
+                    await batches.commit(consumer, partition, state.position)
         self._count()
 
     async def clean(self) -> None:
@@ -259,10 +256,10 @@ class Objects:
             await self._take(partition, records)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be left out
             await self.revoked({partition})
-            await _read_again(self.consumer(), partition, error)
+            await batches.read_again(self.consumer(), partition, error)
 
     async def _take(self, partition: TopicPartition, records: Sequence[Record]) -> None:
-        if await _is_stale(self.consumer(), records[-1]):
+        if await batches.is_stale(self.consumer(), records):
             return
         state = self._partitions.get(partition)
         if state is None:
@@ -278,9 +275,9 @@ class Objects:
             if self._is_lost(partition, state):
                 state.uploads.close()
                 return
-            await _commit(self.consumer(), partition, state.position)
+            await batches.commit(self.consumer(), partition, state.position)
         self._count()
-        _tell_lag(self._metrics.lag, self.consumer(), partition, state.next)
+        batches.tell_lag(self._metrics.lag, self.consumer(), partition, state.next)
 
     async def _take_one(self, uploads: Uploads, record: Record) -> None:
         begun = time.monotonic()
@@ -328,11 +325,11 @@ class States:
 
     async def count(self, records: Sequence[Record]) -> None:
         """Count a batch; whoever is due is looked at by `checkpoints`, beside this."""
-        for partition, own in _by_partition(records):
+        for partition, own in batches.by_partition(records).items():
             try:
                 await self._count(partition, own)
             except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be left out
-                await _read_again(self.consumer(), partition, error)
+                await batches.read_again(self.consumer(), partition, error)
 
     async def revoked(self, partitions: set[TopicPartition]) -> None:
         """Others count the agents of these partitions now."""
@@ -352,7 +349,7 @@ class States:
                 await self.checkpoints.all_done()
 
     async def _count(self, partition: TopicPartition, records: Sequence[Record]) -> None:
-        if await _is_stale(self.consumer(), records[-1]):
+        if await batches.is_stale(self.consumer(), records):
             return
         for record in records:
             try:
@@ -361,8 +358,8 @@ class States:
                 await _put_aside(self._engine, record, error)
         self._metrics.records.inc(len(records))
         position = records[-1].offset + 1
-        await _commit(self.consumer(), partition, position)
-        _tell_lag(self._metrics.lag, self.consumer(), partition, position)
+        await batches.commit(self.consumer(), partition, position)
+        batches.tell_lag(self._metrics.lag, self.consumer(), partition, position)
 
     async def _count_one(self, record: Record) -> None:
         told = journal.decode(record.value)
@@ -438,8 +435,8 @@ def application(cluster: Cluster) -> AsgiFastStream:
         max_poll_interval_ms=HANDLING_SECONDS_MAX * 1000,
         session_timeout_ms=SESSION_SECONDS * 1000,
         listener=_Listener(objects.revoked),
-        parser=_raw,
-        decoder=_records,
+        parser=batches.as_they_are,
+        decoder=batches.undecoded,
         title="chunks",
         description="Pieces of objects; see perdure.kafka.chunks",
     )
@@ -458,16 +455,16 @@ def application(cluster: Cluster) -> AsgiFastStream:
         max_poll_interval_ms=HANDLING_SECONDS_MAX * 1000,
         session_timeout_ms=SESSION_SECONDS * 1000,
         listener=_Listener(states.revoked),
-        parser=_raw,
-        decoder=_records,
+        parser=batches.as_they_are,
+        decoder=batches.undecoded,
         title="journal",
         description="What became of events; see perdure.kafka.journal",
     )
     async def count(records: Sequence[Record]) -> None:
         await states.count(records)
 
-    objects.consumer = functools.partial(_consumer, broker, cluster.topic("chunks"))
-    states.consumer = functools.partial(_consumer, broker, cluster.topic("journal"))
+    objects.consumer = functools.partial(batches.consumer_of, broker, cluster.topic("chunks"))
+    states.consumer = functools.partial(batches.consumer_of, broker, cluster.topic("journal"))
 
     async def start() -> None:
         await engine.open()
@@ -508,95 +505,6 @@ async def _every(seconds: float, call: Callable[[], Awaitable[None]]) -> None:
 
 def _sweep_seconds(cluster: Cluster) -> float:
     return min(30.0, cluster.upload_seconds / 4)
-
-
-def _consumer(broker: KafkaBroker, topic: str) -> AIOKafkaConsumer | None:
-    for subscriber in broker.subscribers:
-        if isinstance(subscriber, BatchSubscriber) and topic in subscriber.topic_names:
-            return subscriber.consumer
-    return None
-
-
-async def _raw(records: tuple[Record, ...]) -> KafkaMessage:
-    """Records as they are: FastStream's own way raises on headers that are no text."""
-    return KafkaMessage(raw_message=records, body=records, consumer=_NOBODY)
-
-
-async def _records(message: KafkaMessage) -> Any:  # noqa: ANN401 - FastStream's type for decoders
-    return message.raw_message
-
-
-class _Nobody:
-    """In place of a consumer: positions are committed by partition, not by message."""
-
-    async def commit(self) -> None:
-        """Nothing."""
-
-    def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Nothing."""
-
-
-_NOBODY: Final = _Nobody()
-
-
-def _by_partition(records: Sequence[Record]) -> list[tuple[TopicPartition, list[Record]]]:
-    found: defaultdict[TopicPartition, list[Record]] = defaultdict(list)
-    for record in records:
-        found[TopicPartition(record.topic, record.partition)].append(record)
-    return list(found.items())
-
-
-async def _read_again(
-    consumer: AIOKafkaConsumer | None, partition: TopicPartition, error: Exception
-) -> None:
-    """After a failure of ours: begin again where it was committed, after a while."""
-    logger("perdure.checkpointer").error(
-        "partition is read again",
-        topic=partition.topic,
-        partition=partition.partition,
-        exc_info=error,
-    )
-    await asyncio.sleep(AGAIN_SECONDS)
-    if consumer is not None:
-        with contextlib.suppress(KafkaError):  # not ours any more: others read it
-            await consumer.seek_to_committed(partition)
-
-
-async def _is_stale(consumer: AIOKafkaConsumer | None, last: Record) -> bool:
-    """Whether a batch was fetched before its partition went away, even if it came back since.
-
-    It is read again then, from what was committed; going on behind it would skip what is between.
-    """
-    partition = TopicPartition(last.topic, last.partition)
-    try:
-        return consumer is None or await consumer.position(partition) <= last.offset
-    except KafkaError:
-        return True
-
-
-async def _commit(
-    consumer: AIOKafkaConsumer | None, partition: TopicPartition, position: int
-) -> None:
-    """Commit a position; if that fails, the next one will do, or others read it again."""
-    if consumer is None:
-        return
-    try:
-        await consumer.commit({partition: position})
-    except KafkaError as error:
-        logger("perdure.checkpointer").info(
-            "position not committed",
-            topic=partition.topic,
-            partition=partition.partition,
-            reason=repr(error),
-        )
-
-
-def _tell_lag(
-    gauge: Gauge, consumer: AIOKafkaConsumer | None, partition: TopicPartition, position: int
-) -> None:
-    end = consumer.highwater(partition) if consumer is not None else None
-    if end is not None:
-        gauge.labels(partition.topic, partition.partition).set(max(0, end - position))
 
 
 async def _put_aside(engine: Engine, record: Record, error: Exception) -> None:

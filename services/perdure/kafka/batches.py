@@ -4,6 +4,8 @@ FastStream commits what all partitions have reached at once, and a batch mixes p
 batch comes as records, by partition, and each partition's position is committed by itself.
 """
 
+import asyncio
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,6 +17,9 @@ from faststream.kafka import KafkaBroker, KafkaMessage
 from prometheus_client import Gauge
 
 Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
+
+AGAIN_SECONDS: Final = 1.0
+"""The pause after a failure that nobody thought of."""
 
 _log = logging.getLogger("perdure.kafka")
 
@@ -43,6 +48,35 @@ def consumer_of(broker: KafkaBroker, topic: str) -> AIOKafkaConsumer | None:
         if topic in getattr(subscriber, "topic_names", ()):
             return getattr(subscriber, "consumer", None)
     return None
+
+
+async def is_stale(consumer: AIOKafkaConsumer | None, records: Sequence[Record]) -> bool:
+    """Whether records of a partition were fetched before it went away, even if it came back since.
+
+    They come again then, from what was committed. To go on behind them would leave out what is
+    between, and a position committed after them would do so for good.
+    """
+    last = records[-1]
+    partition = TopicPartition(last.topic, last.partition)
+    try:
+        return consumer is None or await consumer.position(partition) <= last.offset
+    except KafkaError:  # it is not ours at all
+        return True
+
+
+async def read_again(
+    consumer: AIOKafkaConsumer | None, partition: TopicPartition, error: Exception
+) -> None:
+    """After a failure that nobody thought of: begin again where it was committed, after a while.
+
+    A handler that raises would have FastStream go on with what comes next.
+    """
+    where = {"topic": partition.topic, "partition": partition.partition}
+    _log.error("partition is read again", exc_info=error, extra=where)
+    await asyncio.sleep(AGAIN_SECONDS)
+    if consumer is not None:
+        with contextlib.suppress(KafkaError):  # not ours any more: others read it
+            await consumer.seek_to_committed(partition)
 
 
 async def commit(
