@@ -8,7 +8,7 @@ import pytest
 from ops.stack import Ports
 
 from perdure.cassandra.session import REQUESTS_MAX, Batch, Session
-from perdure.errors import Corrupt, StoreClosed, Unreachable
+from perdure.errors import Incompatible, StoreClosed, Unreachable
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ async def test_another_data_centre_is_named(shared_cluster):
 
 async def test_a_request_that_makes_no_sense_is_not_retried(session):
     """A table that isn't there is told as such, not as a node that may come back."""
-    with pytest.raises(Corrupt, match="nothing_of_that_name"):
+    with pytest.raises(Incompatible, match="nothing_of_that_name"):
         await session.execute("SELECT * FROM system.nothing_of_that_name")
 
 

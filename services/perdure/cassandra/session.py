@@ -1,4 +1,4 @@
-"""A connection to Cassandra that is awaited: the only module that knows the driver.
+"""A connection to Cassandra that is awaited. Nobody else talks to the driver.
 
 Invariants:
 - The driver's callbacks come from its own thread and touch nothing but a queue; futures are settled
@@ -14,13 +14,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
-import cassandra  # type: ignore[import-untyped]
 import tenacity
-from cassandra import ConsistencyLevel, connection, pool, protocol
+from cassandra import ConsistencyLevel  # type: ignore[import-untyped]
 from cassandra.cluster import (  # type: ignore[import-untyped]
     EXEC_PROFILE_DEFAULT,
     ExecutionProfile,
-    NoHostAvailable,
 )
 from cassandra.cluster import Cluster as Driver
 from cassandra.policies import (  # type: ignore[import-untyped]
@@ -37,7 +35,8 @@ from cassandra.query import (  # type: ignore[import-untyped]
     tuple_factory,
 )
 
-from perdure.errors import Corrupt, PerdureError, StoreClosed, Unreachable
+from perdure.cassandra.failures import is_busy, translated
+from perdure.errors import PerdureError, StoreClosed, Unreachable
 from perdure.settings import Cluster, addresses
 
 PORT: Final = 9042
@@ -66,26 +65,6 @@ UNSET: Final[bytes] = UNSET_VALUE
 
 Row: TypeAlias = "tuple[Any, ...]"
 """A row as the driver decodes it: the types of its columns are in the schema."""
-
-UNANSWERED: Final = (
-    NoHostAvailable,
-    cassandra.OperationTimedOut,
-    cassandra.Unavailable,
-    cassandra.Timeout,
-    cassandra.CoordinationFailure,
-    cassandra.UnresolvableContactPoints,
-    cassandra.CDCWriteFailure,
-    connection.ConnectionException,
-    connection.ConnectionBusy,
-    pool.NoConnectionsAvailable,
-    protocol.OverloadedErrorMessage,
-    protocol.IsBootstrappingErrorMessage,
-    protocol.TruncateError,
-    protocol.ServerError,
-)
-"""What the driver raises where the same request can go through later."""
-
-_BUSY: Final = (connection.ConnectionBusy, pool.NoConnectionsAvailable)
 
 
 class Statement:
@@ -184,7 +163,8 @@ class Session:
             session = await asyncio.to_thread(driver.connect)
         except Exception as error:
             await asyncio.to_thread(driver.shutdown)
-            raise _translated(error, cluster.cassandra, cluster.datacenter) from error
+            hint = f"check the address, and that its data centre is {cluster.datacenter}"
+            raise translated(error, cluster.cassandra, hint=hint) from error
         return cls(driver, session, cluster.cassandra)
 
     async def close(self) -> None:
@@ -311,10 +291,10 @@ class Session:
             try:
                 return await self._submitted(query, host, state, paged=paged)
             except Exception as error:
-                if not _is_busy(error):
+                if not is_busy(error):
                     raise self._translated(error) from error
             offered = tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception(_is_busy),
+                retry=tenacity.retry_if_exception(is_busy),
                 # The socket empties in milliseconds, and the driver doesn't tell when.
                 wait=tenacity.wait_random_exponential(multiplier=0.002, max=0.1),
                 stop=tenacity.stop_after_delay(BUSY_TIMEOUT),
@@ -391,39 +371,10 @@ class Session:
             return StoreClosed(
                 f"the connection to Cassandra at {self._place} was closed", hint="connect again"
             )
-        return _translated(error, self._place)
+        return translated(error, self._place)
 
 
 def _bound(statement: Statement | str, parameters: Sequence[object]) -> Any:  # noqa: ANN401
     if isinstance(statement, Statement):
         return statement.prepared.bind(parameters)
     return SimpleStatement(statement)
-
-
-def _is_busy(error: BaseException) -> bool:
-    """Whether all that is wrong is that every connection has enough to do just now."""
-    if isinstance(error, NoHostAvailable):
-        errors = error.errors.values() if isinstance(error.errors, dict) else []
-        return bool(errors) and all(isinstance(each, _BUSY) for each in errors)
-    return isinstance(error, _BUSY)
-
-
-def _translated(error: Exception, place: str, datacenter: str = "") -> Exception:
-    """One of our errors for one of the driver's; any other is given back as it is."""
-    if isinstance(error, UNANSWERED):
-        hint = "it is tried again; check that the nodes are up"
-        if datacenter:
-            hint = f"check the address, and that its data centre is {datacenter}"
-        return Unreachable(f"Cassandra at {place} does not answer: {_reason(error)}", hint=hint)
-    if isinstance(error, cassandra.DriverException | protocol.ErrorMessage):
-        return Corrupt(
-            f"Cassandra at {place} refused a request: {_reason(error)}",
-            hint="its tables may have been changed by other means; see schemas/cassandra.cql",
-        )
-    return error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, NoHostAvailable) and isinstance(error.errors, dict) and error.errors:
-        return "; ".join(f"{host}: {each}" for host, each in error.errors.items())
-    return str(error) or type(error).__name__

@@ -106,7 +106,7 @@ class Tables:
         """Prepare them for the tables of a keyspace.
 
         Raises:
-            Corrupt: the tables are not those of the schema.
+            Incompatible: the tables are not those of the schema.
             Unreachable: no node answered in time.
         """
         prepared = await asyncio.gather(
