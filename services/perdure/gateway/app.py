@@ -50,19 +50,20 @@ def application(cluster: Cluster) -> Litestar:
         default_projections,
         default_upcasters,
     )
-    return build(
-        gateway,
-        [
-            ClusterRoutes,
-            AgentRoutes,
-            StateRoutes,
-            StateTableRoutes,
-            ObjectRoutes,
-            MemoryRoutes,
-            *(asgi(path, copy_scope=False)(answer) for path, answer in gateway.health.routes()),
-        ],
-        lifespan=[lambda _: gateway.running()],
-    )
+    return build(gateway, gateway_routes(gateway), lifespan=[lambda _: gateway.running()])
+
+
+def gateway_routes(gateway: Gateway) -> list[ControllerRouterHandler]:
+    """All that a gateway answers."""
+    return [
+        ClusterRoutes,
+        AgentRoutes,
+        StateRoutes,
+        StateTableRoutes,
+        ObjectRoutes,
+        MemoryRoutes,
+        *(asgi(path, copy_scope=False)(answer) for path, answer in gateway.health.routes()),
+    ]
 
 
 def build(

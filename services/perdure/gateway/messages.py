@@ -319,14 +319,16 @@ class Lines:
             return
         last = data.rfind(b"\n", 0, cut - 1) + 1
         line = data[last:cut]
-        if line.startswith(b'{"end":'):
-            self._end = msgspec.json.decode(line, type=_End).end
+        ends, fails = line.startswith(b'{"end":'), line.startswith(b'{"error":')
+        if ends or fails:
             cut = last
-        elif line.startswith(b'{"error":'):
-            raise as_error(msgspec.json.decode(line, type=ErrorBody))
         if cut:
             self._count += data.count(b"\n", 0, cut)
             yield data[:cut]
+        if ends:
+            self._end = msgspec.json.decode(line, type=_End).end
+        elif fails:
+            raise as_error(msgspec.json.decode(line, type=ErrorBody))
 
     def finish(self) -> None:
         """Say that no more comes. Raises Unreachable where the stream was cut."""

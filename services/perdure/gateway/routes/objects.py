@@ -28,7 +28,7 @@ class ObjectRoutes(Controller):
     ) -> Response[None]:
         """As the length of the content."""
         size = await gateway.sources.objects.size(digest)
-        return Response(None, headers={"content-length": str(size)}, media_type=OCTETS)
+        return Response(None, headers={"content-length": str(size)})
 
     @get(summary="The stored bytes of an object: one zstd frame")
     async def object(self, *, gateway: NamedDependency[Gateway], digest: FromPath[str]) -> Stream:
