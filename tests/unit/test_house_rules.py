@@ -45,6 +45,7 @@ MAY_IMPORT = {
     # What a service is made of is chosen where it is put together.
     **{f"{folder}.service": (*CLUSTER, "perdure.agent.discovery") for folder in SERVICE_FOLDERS},
     "perdure.gateway": (*CLUSTER, "perdure.agent.discovery", "perdure.version"),
+    "perdure.replay": (*CLUSTER, "perdure.agent.discovery"),
     "perdure.agent": SURFACE,
     # The one place that chooses adapters, from the URL.
     "perdure.agent.connect": (*SURFACE, "perdure.embedded", "perdure.gateway"),

@@ -14,7 +14,7 @@ import fcntl
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, runtime_checkable
@@ -60,8 +60,19 @@ class Place(Protocol):
         """The object as it is now, to be read in pieces; of a later one nothing is mixed in."""
         ...
 
-    def writing(self, path: str) -> Writing:
-        """Begin to write an object."""
+    def writing(self, path: str, *, once: bool = False) -> Writing:
+        """Begin to write an object.
+
+        With `once` it takes nobody's place: `commit` raises FileExistsError where one is there.
+        """
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder, by name and in order; nothing where there is no such folder."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove an object, if it is there."""
         ...
 
     def settle(self, path: str) -> None:
@@ -128,17 +139,29 @@ class Folder:
         """The object as it is now."""
         return (self._root / path).open("rb")
 
-    def writing(self, path: str) -> Writing:
+    def writing(self, path: str, *, once: bool = False) -> Writing:
         """Begin to write an object."""
         final = self._root / path
         self._make(final.parent)
         try:
-            return _FolderWriting(final)
+            return _FolderWriting(final, once=once)
         except FileNotFoundError:
             # Removed since it was made.
             self._synced.clear()
             self._make(final.parent)
-            return _FolderWriting(final)
+            return _FolderWriting(final, once=once)
+
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder, by name and in order."""
+        try:
+            found = [path.name for path in (self._root / folder).iterdir()]
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in found if not name.startswith(_WRITING))
+
+    def remove(self, path: str) -> None:
+        """Remove an object, if it is there."""
+        (self._root / path).unlink(missing_ok=True)
 
     def settle(self, path: str) -> None:
         """Whoever renamed it may not have synced the folder yet."""
@@ -152,7 +175,7 @@ class Folder:
         """Remove temporary files that are old and that nobody holds."""
         removed = 0
         before = time.time() - older_seconds
-        for temporary in self._root.glob(f"??/{_WRITING}*"):
+        for temporary in self._root.glob(f"*/{_WRITING}*"):
             with contextlib.suppress(OSError):
                 if temporary.stat().st_mtime >= before:
                     continue
@@ -176,8 +199,9 @@ class Folder:
 
 
 class _FolderWriting:
-    def __init__(self, final: Path) -> None:
+    def __init__(self, final: Path, *, once: bool) -> None:
         self._final = final
+        self._once = once
         descriptor, name = tempfile.mkstemp(prefix=_WRITING, dir=final.parent)
         self._temporary = Path(name)
         self._file = os.fdopen(descriptor, "wb", buffering=0)
@@ -191,7 +215,11 @@ class _FolderWriting:
 
     def commit(self) -> None:
         os.fsync(self._file)
-        self._temporary.replace(self._final)
+        if self._once:
+            os.link(self._temporary, self._final)  # unlike a rename, it replaces nothing
+            self._temporary.unlink()
+        else:
+            self._temporary.replace(self._final)
         self._file.close()
         _sync(self._final.parent)
 
@@ -217,6 +245,8 @@ class _Driver(Protocol):
 
     def info(self, path: str) -> Mapping[str, object]: ...
     def exists(self, path: str) -> bool: ...
+    def ls(self, path: str, *, detail: bool) -> list[str]: ...
+    def rm_file(self, path: str) -> None: ...
     def open(self, path: str, mode: str, *, block_size: int, **options: str) -> Any: ...  # noqa: ANN401
 
 
@@ -255,11 +285,25 @@ class ObjectStore:
         ) as file:
             yield file
 
-    def writing(self, path: str) -> Writing:
+    def writing(self, path: str, *, once: bool = False) -> Writing:
         """Begin to write an object."""
-        return _ObjectWriting(
-            self._filesystem.open(f"{self._root}/{path}", "wb", block_size=PART_BYTES)
-        )
+        where = f"{self._root}/{path}"
+        file = self._filesystem.open(where, "xb" if once else "wb", block_size=PART_BYTES)
+        taken = (lambda: self._filesystem.exists(where)) if once else (lambda: False)
+        return _ObjectWriting(file, taken)
+
+    def names(self, folder: str) -> list[str]:
+        """What is in a folder, by name and in order."""
+        try:
+            found = self._filesystem.ls(f"{self._root}/{folder}", detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(path.rpartition("/")[2] for path in found)
+
+    def remove(self, path: str) -> None:
+        """Remove an object, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.rm_file(f"{self._root}/{path}")
 
     def settle(self, path: str) -> None:
         """What can be read from an object store is durable."""
@@ -291,15 +335,21 @@ class ObjectStore:
 
 
 class _ObjectWriting:
-    def __init__(self, file: _DriverFile) -> None:
+    def __init__(self, file: _DriverFile, taken: Callable[[], bool]) -> None:
         self._file = file
+        self._taken = taken
         self._committed = False
 
     def write(self, piece: bytes) -> None:
         self._file.write(piece)
 
     def commit(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            if self._taken():
+                raise FileExistsError(error.errno, "another one was first") from error
+            raise
         self._committed = True
 
     def discard(self) -> None:

@@ -49,6 +49,19 @@ _LATER: Final = (
     ),
     ("bench", "perdure.cli.bench.command", "Measure perdure beside raw SQLite and its peers.", ""),
     ("serve", "perdure.cli.serve.command", "Run a service of a cluster, or all of them.", CLUSTER),
+    (
+        "replay",
+        "perdure.cli.replay.command",
+        "Build a cluster's tables anew from its log.",
+        CLUSTER,
+    ),
+    ("archive", "perdure.cli.archive.command", "Keep a cluster's log in zstd files.", CLUSTER),
+    (
+        "dead-letters",
+        "perdure.cli.dead_letters.command",
+        "Records that could not be recorded: list, show, send again.",
+        CLUSTER,
+    ),
 )
 
 
@@ -104,9 +117,12 @@ def _later(module: str, name: str, extra: str) -> Callable[[typer.Context], None
                 f"the package {error.name} is not installed, which `perdure {name}` needs",
                 hint=f"pip install 'perdure[{extra}]'",
             ) from error
-        function: Callable[..., None] = getattr(found, name)
-        own = _plain_app()
-        own.command(name=name, epilog=getattr(found, "EXAMPLES", None))(function)
+        function: Callable[..., None] | typer.Typer = getattr(found, _python_name(name))
+        if isinstance(function, typer.Typer):
+            own = function  # it has commands of its own
+        else:
+            own = _plain_app()
+            own.command(name=name, epilog=getattr(found, "EXAMPLES", None))(function)
         code = typer.main.get_command(own).main(
             args=context.args, prog_name=f"perdure {name}", standalone_mode=False
         )
@@ -116,8 +132,12 @@ def _later(module: str, name: str, extra: str) -> Callable[[typer.Context], None
     return call
 
 
+def _python_name(name: str) -> str:
+    return name.replace("-", "_")
+
+
 for _name, _module, _help, _extra in _LATER:
-    if (Path(__file__).parent / _name / "command.py").is_file():
+    if (Path(__file__).parent / _python_name(_name) / "command.py").is_file():
         app.command(
             _name,
             help=_help,

@@ -1,5 +1,6 @@
 """The arguments and options that several commands share, so that they mean the same everywhere."""
 
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
@@ -18,6 +19,16 @@ Store = Annotated[
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="JSON on standard output, everything else on standard error")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="The cluster's settings (TOML). Default: ./perdure.toml if there is one; variables"
+        " such as PERDURE_KAFKA win over it",
+        show_default=False,
+    ),
 ]
 AgentName = Annotated[str, typer.Argument(metavar="AGENT", help="namespace/name")]
 Load = Annotated[

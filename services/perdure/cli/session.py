@@ -8,8 +8,9 @@ import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Final, TypeVar
 
+from perdure import settings
 from perdure.agent import discovery
 from perdure.agent.connect import connect
 from perdure.agent.store import Store
@@ -82,3 +83,16 @@ async def opened(
     load(modules)
     async with connect(store, create=create) as connected:
         yield connected
+
+
+SETTINGS: Final = Path("perdure.toml")
+"""Where a cluster's settings are looked for when nobody says."""
+
+
+def settings_of(config: Path | None) -> settings.Cluster:
+    """The settings of a cluster: of the file that `--config` names, else of one that is here.
+
+    Raises:
+        NotFound, InvalidInput: as `settings.load`.
+    """
+    return settings.load(config or (SETTINGS if SETTINGS.is_file() else None))

@@ -1,0 +1,1 @@
+"""The command that keeps the log in an archive."""

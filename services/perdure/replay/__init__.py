@@ -1,0 +1,1 @@
+"""Replay: the log kept in an archive, and tables built anew from it."""
