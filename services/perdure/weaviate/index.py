@@ -71,7 +71,7 @@ class WeaviateIndex:
         self._collections = collections
         self._session = collections.session
         self._store = store
-        self._events = MemoryEvents(events)
+        self._events = MemoryEvents(events, keyspace_of)
         self._keyspace_of = keyspace_of
         self._embedder = embedder
         self._progress: OrderedDict[tuple[str, str], Progress] = OrderedDict()

@@ -7,9 +7,10 @@ Invariants:
 """
 
 import contextlib
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
-from typing import Final, Protocol
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Final, NamedTuple, Protocol
 
 from perdure.errors import NotFound
 from perdure.memorizer.memory import Memory
@@ -44,21 +45,21 @@ class EventsByType(Protocol):
         ...
 
 
-class _Window:
-    __slots__ = ("chars", "found", "read_to")
+class _Window(NamedTuple):
+    """What there is from the window's beginning to `read_to`; about how much that is."""
 
-    def __init__(self, read_to: int) -> None:
-        self.read_to = read_to
-        self.found: list[Memory | Forgetting] = []
-        self.chars = 0
+    read_to: int
+    found: list[Memory | Forgetting]
+    chars: int
 
 
 class MemoryEvents:
     """The memory events of one store. Use from one event loop."""
 
-    def __init__(self, events: EventsByType) -> None:
+    def __init__(self, events: EventsByType, keyspace_of: Callable[[str], str]) -> None:
         self._events_by_type = events
-        self._windows: OrderedDict[tuple[str, int], _Window] = OrderedDict()
+        self._keyspace_of = keyspace_of
+        self._windows: OrderedDict[tuple[str, str, int], _Window] = OrderedDict()
         self._chars = 0
 
     async def head(self, agent: str) -> int:
@@ -75,43 +76,51 @@ class MemoryEvents:
 
         In order of the sequence. The head must be recorded.
         """
-        number = first // WINDOW_EVENTS
-        stop = min((number + 1) * WINDOW_EVENTS - 1, head)
-        found = await self._window(agent, number, stop)
+        stop = min(_end(first), head)
+        found = await self._window(agent, first, stop)
         return stop, [each for each in found if first <= each.sequence <= stop]
 
     async def memory(self, agent: str, sequence: int) -> Memory | None:
         """The memory that an event stored; None where it is no such event."""
-        window = self._windows.get((agent, sequence // WINDOW_EVENTS))
-        known = window.found if window is not None and sequence <= window.read_to else None
-        if known is None:
-            known = await self._events(agent, sequence, sequence)
-        for each in known:
+        window = self._windows.get(self._key(agent, sequence))
+        if window is not None and sequence <= window.read_to:
+            found = window.found
+        else:
+            head = await self.head(agent)
+            if not 1 <= sequence <= head:
+                return None
+            # To the window's end: whoever asks for one memory asks for its neighbours next.
+            found = await self._window(agent, sequence, min(_end(sequence), head))
+        index = bisect_left(found, sequence, key=lambda each: each.sequence)
+        for each in found[index : index + 2]:
             if isinstance(each, Memory) and each.sequence == sequence:
                 return each
         return None
 
-    async def _window(self, agent: str, number: int, stop: int) -> list[Memory | Forgetting]:
-        key = agent, number
-        window = self._windows.get(key)
-        if window is not None and stop <= window.read_to:
-            self._windows.move_to_end(key)
-            return window.found
-        read_to = number * WINDOW_EVENTS - 1 if window is None else window.read_to
-        found = await self._events(agent, max(read_to + 1, 1), stop)
-        # Looked up again: another caller may have read the same meanwhile.
-        window = self._windows.setdefault(key, _Window(number * WINDOW_EVENTS - 1))
-        new = [each for each in found if each.sequence > window.read_to]
-        window.found = [*window.found, *new]
-        window.read_to = max(window.read_to, stop)
-        chars = sum(_CHARS_EACH + len(getattr(each, "text", "")) for each in new)
-        window.chars += chars
-        self._chars += chars
+    def _key(self, agent: str, sequence: int) -> tuple[str, str, int]:
+        return self._keyspace_of(agent), agent, sequence // WINDOW_EVENTS
+
+    async def _window(self, agent: str, sequence: int, stop: int) -> list[Memory | Forgetting]:
+        """All there is in the window of a sequence, at least up to `stop`."""
+        key = self._key(agent, sequence)
+        while True:
+            window = self._windows.get(key)
+            if window is not None and stop <= window.read_to:
+                self._windows.move_to_end(key)
+                return window.found
+            before = _end(sequence) - WINDOW_EVENTS if window is None else window.read_to
+            new = await self._events(agent, max(before + 1, 1), stop)
+            # Another caller may have read the same meanwhile, or room was made: then once more.
+            if self._windows.get(key) is window and (window is None or window.read_to == before):
+                break
+        found = new if window is None else [*window.found, *new]
+        chars = _CHARS_EACH if window is None else 0
+        chars += sum(_CHARS_EACH + len(getattr(each, "text", "")) for each in new)
+        self._windows[key] = _Window(stop, found, chars if window is None else window.chars + chars)
         self._windows.move_to_end(key)
-        found = window.found
+        self._chars += chars
         while self._chars > KEPT_CHARS_MAX:
-            _, dropped = self._windows.popitem(last=False)
-            self._chars -= dropped.chars
+            self._chars -= self._windows.popitem(last=False)[1].chars
         return found
 
     async def _events(self, agent: str, first: int, last: int) -> list[Memory | Forgetting]:
@@ -121,3 +130,8 @@ class MemoryEvents:
                 found += [said for event in batch.events if (said := understood(event))]
         found.sort(key=lambda each: each.sequence)
         return found
+
+
+def _end(sequence: int) -> int:
+    """The last sequence of a sequence's window."""
+    return sequence // WINDOW_EVENTS * WINDOW_EVENTS + WINDOW_EVENTS - 1

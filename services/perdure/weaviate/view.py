@@ -4,12 +4,14 @@ Invariants:
 - Whatever Weaviate lets pass is checked here: it lies in the spans, no event in them forgets it,
   the filter accepts it.
 - A ranking goes on until enough of it is visible or nothing is left, however much of it isn't.
+- A ranking by words is taken only where it was not cut: versions of Weaviate up to 1.37 drop the
+  best matches from a list that is full, those of recent writes above all (its fixes 11780, 12022).
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Final, NamedTuple, TypeAlias
+from uuid import UUID
 
 from weaviate.classes.query import Filter as Where
 from weaviate.classes.query import MetadataQuery
@@ -25,6 +27,12 @@ from perdure.weaviate.sight import Place, Sight, halves, passing, within
 
 RESULTS_MAX: Final = 10_000
 """The most results that Weaviate gives at once."""
+
+MATCHES_MAX: Final = 1_000
+"""How many matches by words are asked for at first."""
+
+COSINES_MAX: Final = 150
+"""Of how many memories cosines are asked for at once: each has up to 64 windows."""
 
 FETCHED_MAX: Final = 64
 """How many whole memories are fetched at once: texts can be long."""
@@ -53,8 +61,8 @@ class Seen(NamedTuple):
     agents: list[str]
 
 
-Ranking: TypeAlias = Callable[[Seen, FilterReturn, int], Awaitable[list[Ranked]]]
-"""The best results in a part that meet a condition, at most so many, best first."""
+Match: TypeAlias = tuple[UUID, float]
+"""A result by words: the id of a memory's part 0, and its BM25 score."""
 
 
 class View:
@@ -93,13 +101,20 @@ class View:
 
     async def by_vector(self, vector: list[float], candidates: int) -> dict[Place, float]:
         """Cosines of the best memories, each by the best of its windows."""
-        return await self._ranked(partial(_near, vector=vector), candidates)
+        return await self._everywhere(
+            lambda seen, spans: self._nearest(seen, spans, vector, candidates)
+        )
 
     async def by_words(self, terms: str, candidates: int) -> dict[Place, float]:
         """BM25 scores of the best memories that have any of the terms."""
         if not terms:
             return {}
-        return await self._ranked(partial(_matching, terms=terms), candidates)
+
+        async def ranked(seen: Seen, spans: list[Span]) -> dict[Place, float]:
+            matches = await self._matches(seen, spans, terms)
+            return await self._best(seen, sorted(matches, key=lambda each: -each[1]), candidates)
+
+        return await self._everywhere(ranked)
 
     async def cosines(self, vector: list[float], places: Iterable[Place]) -> dict[Place, float]:
         """Cosines of some memories that are visible, those that have vectors."""
@@ -108,13 +123,12 @@ class View:
         for seen in self._seen:
             for agent in seen.agents:
                 own = sorted(sequence for name, sequence in wanted if name == agent)
-                # A memory has at most 64 windows.
-                for first in range(0, len(own), RESULTS_MAX // 64):
-                    some = own[first : first + RESULTS_MAX // 64]
+                for first in range(0, len(own), COSINES_MAX):
+                    some = own[first : first + COSINES_MAX]
                     condition = Where.by_property("agent").equal(agent) & Where.by_property(
                         "sequence"
                     ).contains_any(some)
-                    for each in await _near(seen, condition, RESULTS_MAX, vector=vector):
+                    for each in await _near(seen, condition, RESULTS_MAX, vector):
                         best.setdefault((each.agent, each.sequence), each.score)
         return best
 
@@ -147,28 +161,28 @@ class View:
             found |= await self._fetched(seen, own, READ, FETCHED_MAX)
         return found
 
-    async def _ranked(self, ranking: Ranking, candidates: int) -> dict[Place, float]:
+    async def _everywhere(
+        self, ranked: Callable[[Seen, list[Span]], Awaitable[dict[Place, float]]]
+    ) -> dict[Place, float]:
         found = await asyncio.gather(
             *[
-                self._visible(
-                    seen,
-                    [span for agent in seen.agents for span in self._sight.spans(agent)],
-                    ranking,
-                    candidates,
-                )
+                ranked(seen, [span for agent in seen.agents for span in self._sight.spans(agent)])
                 for seen in self._seen
             ]
         )
         return {place: score for some in found for place, score in some.items()}
 
-    async def _visible(
-        self, seen: Seen, spans: Sequence[Span], ranking: Ranking, candidates: int
+    def _condition(self, spans: Sequence[Span]) -> FilterReturn:
+        return Where.all_of([within(spans, self._ends, self._forgotten_at), *self._passing])
+
+    async def _nearest(
+        self, seen: Seen, spans: Sequence[Span], vector: list[float], candidates: int
     ) -> dict[Place, float]:
-        """The best visible memories in some spans, `candidates` of them or all there are."""
-        condition = Where.all_of([within(spans, self._ends, self._forgotten_at), *self._passing])
-        limit = candidates
+        """The nearest visible memories in some spans, `candidates` of them or all there are."""
+        condition = self._condition(spans)
+        limit = min(candidates, RESULTS_MAX)
         while True:
-            results = await ranking(seen, condition, limit)
+            results = await _near(seen, condition, limit, vector)
             found: dict[Place, float] = {}
             for each in await self._checked(seen, results):
                 found.setdefault((each.agent, each.sequence), each.score)
@@ -179,7 +193,38 @@ class View:
             limit = min(limit * 4, RESULTS_MAX)
         # More than that is in the way: look at each half on its own.
         for half in halves(spans) or ():
-            found |= await self._visible(seen, half, ranking, candidates)
+            found |= await self._nearest(seen, half, vector, candidates)
+        return found
+
+    async def _matches(self, seen: Seen, spans: Sequence[Span], terms: str) -> list[Match]:
+        """All that have any of the terms in some spans: ids and scores, in no order."""
+        condition = self._condition(spans)
+        matches: list[Match] = []
+        for limit in (MATCHES_MAX, RESULTS_MAX):
+            matches = await _matching(seen, condition, limit, terms)
+            if len(matches) < limit:
+                return matches
+        parts = halves(spans)
+        if parts is None:
+            return matches
+        return [match for half in parts for match in await self._matches(seen, half, terms)]
+
+    async def _best(
+        self, seen: Seen, matches: Sequence[Match], candidates: int
+    ) -> dict[Place, float]:
+        """The first visible ones of a ranking, `candidates` of them or all there are."""
+        found: dict[Place, float] = {}
+        for first in range(0, len(matches), CHECKED_MAX):
+            scores = dict(matches[first : first + CHECKED_MAX])
+            async with seen.collection.session.calling("looking for memories"):
+                rows = await seen.table.query.fetch_objects_by_ids(
+                    list(scores), limit=len(scores), return_properties=_RANKED
+                )
+            results = [_result(row.properties, scores[UUID(str(row.uuid))]) for row in rows.objects]
+            for each in await self._checked(seen, results):
+                found[each.agent, each.sequence] = each.score
+            if len(found) >= candidates:
+                break
         return found
 
     async def _checked(self, seen: Seen, results: Sequence[Ranked]) -> list[Ranked]:
@@ -213,7 +258,7 @@ class View:
 
 
 async def _near(
-    seen: Seen, condition: FilterReturn, limit: int, *, vector: list[float]
+    seen: Seen, condition: FilterReturn, limit: int, vector: list[float]
 ) -> list[Ranked]:
     if not await seen.collection.dimensions():
         return []
@@ -229,17 +274,17 @@ async def _near(
     return [_result(each.properties, -(each.metadata.distance or 0.0)) for each in results.objects]
 
 
-async def _matching(seen: Seen, condition: FilterReturn, limit: int, *, terms: str) -> list[Ranked]:
+async def _matching(seen: Seen, condition: FilterReturn, limit: int, terms: str) -> list[Match]:
     async with seen.collection.session.calling("searching by words"):
         results = await seen.table.query.bm25(
             terms,
             query_properties=["terms"],
             limit=limit,
             filters=condition,
-            return_properties=_RANKED,
+            return_properties=False,
             return_metadata=MetadataQuery(score=True),
         )
-    return [_result(each.properties, each.metadata.score or 0.0) for each in results.objects]
+    return [(UUID(str(each.uuid)), each.metadata.score or 0.0) for each in results.objects]
 
 
 def _result(properties: Mapping[str, object], score: float) -> Ranked:
