@@ -263,7 +263,7 @@ class Gated:
         self.world.journal.extend(record for _, record in records)
         await self.wait()
 
-    async def put_aside(self, partition, letters):  # noqa: D102 - the port's
+    async def put_aside(self, letters):  # noqa: D102 - the port's
         await self.wait()
         self.world.letters.extend(letter.source.offset for letter in letters)
         await self.wait()

@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from perdure.errors import PerdureError, Unreachable
-from perdure.kafka.topics import MESSAGE_BYTES_MAX
+from perdure.kafka.topics import LETTER_BYTES_MAX
 from perdure.settings import Cluster
 
 ADDED: Final = frozenset(
@@ -68,7 +68,7 @@ class DeadLetters:
             bootstrap_servers=self._cluster.kafka,
             acks="all",
             enable_idempotence=True,
-            max_request_size=MESSAGE_BYTES_MAX,
+            max_request_size=LETTER_BYTES_MAX,
         )
         try:
             await producer.start()

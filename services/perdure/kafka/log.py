@@ -10,24 +10,18 @@ Invariants:
 """
 
 import asyncio
-import contextlib
 import datetime as dt
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import uuid_utils
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import (
-    KafkaError,
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-)
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from perdure.errors import EventTooLarge, PerdureError, StoreClosed, Unreachable
+from perdure.errors import PerdureError, StoreClosed, Unreachable
 from perdure.kafka import wire
 from perdure.kafka.journal import Entry
+from perdure.kafka.producer import BatchProducer, added
 from perdure.model.event import Event, NewEvent, Sent
 from perdure.model.sequencing import Append, Head, link
 from perdure.ports import Ack
@@ -35,14 +29,8 @@ from perdure.ports import Ack
 DELIVERY_SECONDS: Final = 120.0
 """How long a write waits for Kafka before it fails: Kafka's own default."""
 
-BATCH_BYTES: Final = 512 * 1024
-"""Bytes of records that are sent at once to a partition; a larger record goes alone."""
-
 QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 """Bytes that wait to be acknowledged before a further write is refused."""
-
-STOP_SECONDS: Final = 5.0
-"""How long a connection may take to end what is under way."""
 
 SENT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Bytes that wait to be acknowledged up to which a write counts as sent at once."""
@@ -90,7 +78,8 @@ class KafkaLog:
         self._version_of = version_of
         self._clock = clock
         self._count = 0
-        self._producer = _Producer(bootstrap, topic)
+        self._producer = BatchProducer(bootstrap, topic)
+        self._room = _Room(bootstrap)
         self._lanes: dict[int, _Lane] = {}
         self._delivery_seconds = delivery_seconds
         self._waiting: set[asyncio.Task[None]] = set()
@@ -143,7 +132,7 @@ class KafkaLog:
         future: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
         partition = wire.partition_of(record.key, self._partitions)
         self._lane(partition).put(record, _milliseconds(now), _Write(self, filled, ack, future))
-        if ack == "sent" and self._producer.has_room:
+        if ack == "sent" and self._room.is_wide:
             future.set_result(_sent(filled, ""))
         return future
 
@@ -194,7 +183,7 @@ class KafkaLog:
             raise StoreClosed("the store is closed", hint="connect again")
         lane = self._lanes.get(partition)
         if lane is None:
-            lane = _Lane(self._producer, partition, self._delivery_seconds)
+            lane = _Lane(self._producer, self._room, partition, self._delivery_seconds)
             self._lanes[partition] = lane
         return lane
 
@@ -292,11 +281,41 @@ class _Batch:
         self.timestamps: list[int] = []
 
 
+class _Room:
+    """How many bytes wait to be acknowledged."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._size = 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether little enough waits to let writers go on."""
+        return self._size <= SENT_BYTES_MAX
+
+    def take(self, size: int) -> None:
+        """Count bytes that are to be sent."""
+        if self._size and self._size + size > QUEUE_BYTES_MAX:
+            raise Unreachable(
+                f"{self._size:,} bytes of events wait for Kafka at {self._bootstrap}; "
+                f"{QUEUE_BYTES_MAX:,} are the most",
+                hint="await some of the writes before making more",
+            )
+        self._size += size
+
+    def give_back(self, size: int) -> None:
+        """Count bytes that wait no longer."""
+        self._size -= size
+
+
 class _Lane:
     """The way to one partition: what waits, and the one batch that is under way."""
 
-    def __init__(self, producer: "_Producer", partition: int, delivery_seconds: float) -> None:
+    def __init__(
+        self, producer: BatchProducer, room: "_Room", partition: int, delivery_seconds: float
+    ) -> None:
         self._producer = producer
+        self._room = room
         self._partition = partition
         self._delivery_seconds = delivery_seconds
         self._loop = asyncio.get_running_loop()
@@ -310,11 +329,11 @@ class _Lane:
             Unreachable: too much waits already.
         """
         size = len(record.value)
-        self._producer.take(size)
+        self._room.take(size)
         batch = self._batches[-1] if self._batches else None
-        if batch is None or not _added(batch.builder, record, timestamp):
+        if batch is None or not added(batch.builder, record, timestamp):
             batch = _Batch(self._producer.batch(), self._loop.time() + self._delivery_seconds)
-            _added(batch.builder, record, timestamp)  # an empty one takes a record of any size
+            added(batch.builder, record, timestamp)  # an empty one takes a record of any size
             self._batches.append(batch)
         batch.size += size
         batch.waiting.append(waiting)
@@ -345,137 +364,9 @@ class _Lane:
                     ):
                         waiting.acknowledged(self._partition, offset, timestamp)
                 finally:
-                    self._producer.give_back(batch.size)
+                    self._room.give_back(batch.size)
         finally:
             self._running = None
-
-
-class _Producer:
-    """The connection to Kafka, made anew where it can't go on."""
-
-    def __init__(self, bootstrap: str, topic: str) -> None:
-        self._bootstrap = bootstrap
-        self._topic = topic
-        self._size = 0
-        self._producer: AIOKafkaProducer | None = None
-        self._maker: AIOKafkaProducer | None = None  # of batches, also while there is no producer
-        self._starting = asyncio.Lock()
-        self._ending: set[asyncio.Task[None]] = set()
-
-    async def start(self) -> AIOKafkaProducer:
-        """The producer, which is made if there is none."""
-        async with self._starting:
-            if self._producer is None:
-                producer = AIOKafkaProducer(
-                    bootstrap_servers=self._bootstrap,
-                    acks="all",  # every in-sync replica has it before it is acknowledged
-                    enable_idempotence=True,  # a batch that is sent again is in the log once
-                    compression_type=None,
-                    max_batch_size=BATCH_BYTES,
-                    linger_ms=0,  # a lone write is not held up; `_Lane` gathers what comes together
-                    request_timeout_ms=40_000,
-                )
-                try:
-                    await producer.start()
-                except (KafkaError, OSError) as error:
-                    await producer.stop()
-                    raise Unreachable(
-                        f"Kafka at {self._bootstrap} does not answer: {error}",
-                        hint="start it, or check its address",
-                    ) from error
-                self._producer = self._maker = producer
-            return self._producer
-
-    async def close(self) -> None:
-        if self._producer is not None:
-            await _stop(self._producer)
-        await asyncio.gather(*self._ending, return_exceptions=True)
-
-    def batch(self) -> BatchBuilder:
-        """An empty batch."""
-        if self._maker is None:
-            raise Unreachable("the log is not connected to Kafka", hint="start it first")
-        return self._maker.create_batch()
-
-    @property
-    def has_room(self) -> bool:
-        """Whether little enough waits to let writers go on."""
-        return self._size <= SENT_BYTES_MAX
-
-    def take(self, size: int) -> None:
-        """Count bytes that are to be sent."""
-        if self._size and self._size + size > QUEUE_BYTES_MAX:
-            raise Unreachable(
-                f"{self._size:,} bytes of events wait for Kafka at {self._bootstrap}; "
-                f"{QUEUE_BYTES_MAX:,} are the most",
-                hint="await some of the writes before making more",
-            )
-        self._size += size
-
-    def give_back(self, size: int) -> None:
-        """Count bytes that wait no longer."""
-        self._size -= size
-
-    async def deliver(self, builder: BatchBuilder, partition: int, deadline: float) -> int:
-        """Have a batch acknowledged; the offset of its first record.
-
-        Raises:
-            Unreachable: it is not acknowledged by the deadline (of the loop's clock).
-            EventTooLarge: the topic doesn't take a record of this size.
-        """
-        producer = self._producer
-        try:
-            async with asyncio.timeout_at(deadline):
-                producer = await self.start()
-                acknowledged = await producer.send_batch(builder, self._topic, partition=partition)
-                metadata = await acknowledged
-        except TimeoutError as error:
-            raise Unreachable(
-                f"Kafka at {self._bootstrap} did not acknowledge the write in time: it may still "
-                "be recorded, once",
-                hint="read what is recorded before you write it again",
-            ) from error
-        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
-            raise EventTooLarge(
-                f"the topic {self._topic} doesn't take a record of {builder.size():,} bytes",
-                hint="make the topics with `perdure serve`, which lets them take 8 MiB",
-            ) from error
-        except (KafkaError, OSError) as error:
-            if producer is not None:
-                self._replace(producer)
-            raise Unreachable(
-                f"Kafka at {self._bootstrap} did not take the write: {error!r}",
-                hint="read what is recorded before you write it again",
-            ) from error
-        return int(metadata.offset)
-
-    def _replace(self, producer: AIOKafkaProducer) -> None:
-        """Let go of a producer that failed: what it numbered the broker may not take from it."""
-        if self._producer is producer:
-            self._producer = None
-            task = asyncio.create_task(_stop(producer))
-            self._ending.add(task)
-            task.add_done_callback(self._ending.discard)
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    """End a connection. What Kafka doesn't take any more was told to those who waited."""
-    with contextlib.suppress(TimeoutError, KafkaError):
-        async with asyncio.timeout(STOP_SECONDS):
-            await producer.stop()
-            return
-    # An idempotent producer tries for ever: end its sender, which has no shorter way.
-    with contextlib.suppress(TimeoutError, KafkaError):
-        async with asyncio.timeout(STOP_SECONDS):
-            await producer._sender.close()  # noqa: SLF001
-    await producer.client.close()
-
-
-def _added(builder: BatchBuilder, record: wire.Wire, timestamp: int) -> bool:
-    added = builder.append(
-        timestamp=timestamp, key=record.key, value=record.value, headers=record.headers
-    )
-    return added is not None
 
 
 def _sent(append: Append, log_position: str) -> list[Event]:

@@ -14,6 +14,9 @@ KINDS: Final = ("events", "journal", "chunks", "state", "dead-letters")
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 """The largest batch that the topics take; `wire.RECORD_BYTES_MAX` of one record fits."""
 
+LETTER_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 64 * 1024
+"""The same of dead letters, which say beside such a record what is wrong with it."""
+
 READY_SECONDS: Final = 30.0
 """How long new topics may take until every one has its partitions."""
 
@@ -67,10 +70,11 @@ async def _make(admin: AIOKafkaAdminClient, cluster: Cluster) -> None:
 
 def _settings(kind: str, replication: int) -> dict[str, str]:
     settings = {
-        "max.message.bytes": str(MESSAGE_BYTES_MAX),
+        "max.message.bytes": str(LETTER_BYTES_MAX if kind == "dead-letters" else MESSAGE_BYTES_MAX),
         # Acknowledged means: on the disks of a majority. One copy may be away.
         "min.insync.replicas": str(replication // 2 + 1),
-        "message.timestamp.type": "CreateTime",
+        # When an upload is given up must not hang on the clock of the process that sends it.
+        "message.timestamp.type": "LogAppendTime" if kind == "chunks" else "CreateTime",
     }
     if kind == "state":
         settings["cleanup.policy"] = "compact"

@@ -42,6 +42,8 @@ T = TypeVar("T")
 class Source(Protocol):
     """A record of the topic of events, as Kafka's clients give it."""
 
+    topic: str
+    partition: int
     offset: int
     key: bytes | None
     value: bytes | None
@@ -63,8 +65,8 @@ class Journal(Protocol):
         """Write records with their keys to a partition, in order; durable when it returns."""
         ...
 
-    async def put_aside(self, partition: int, letters: Sequence[DeadLetter]) -> None:
-        """Write records of a partition to the dead letters; durable when it returns."""
+    async def put_aside(self, letters: Sequence[DeadLetter]) -> None:
+        """Write records to the dead letters; durable when it returns."""
         ...
 
 
@@ -130,9 +132,7 @@ class PartitionRecorder:
         letters = [letter for agent in told for letter in agent.letters]
         if letters:
             letters.sort(key=lambda letter: letter.source.offset)
-            await self._patiently(
-                "the dead letters", lambda: self._journal.put_aside(self._partition, letters)
-            )
+            await self._patiently("the dead letters", lambda: self._journal.put_aside(letters))
         journal = [(agent.key, record) for agent in told for record in agent.journal]
         # The step's last record says that all before it are told.
         key, last = journal[-1]

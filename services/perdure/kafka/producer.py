@@ -1,0 +1,136 @@
+"""Batches of records to one topic, acknowledged by all of its replicas in sync."""
+
+import asyncio
+import contextlib
+from typing import Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from perdure.errors import EventTooLarge, Unreachable
+from perdure.kafka.wire import Wire
+
+BATCH_BYTES: Final = 512 * 1024
+"""Bytes of records that are sent at once to a partition; a larger record goes alone."""
+
+STOP_SECONDS: Final = 5.0
+"""How long a connection may take to end what is under way."""
+
+
+def added(builder: BatchBuilder, record: Wire, timestamp: int | None = None) -> bool:
+    """Add a record to a batch; False where it is full. `timestamp` is in ms since 1970, or now."""
+    metadata = builder.append(
+        timestamp=timestamp, key=record.key, value=record.value, headers=record.headers
+    )
+    return metadata is not None
+
+
+class BatchProducer:
+    """A connection to Kafka, made anew where it can't go on."""
+
+    def __init__(self, bootstrap: str, topic: str) -> None:
+        self._bootstrap = bootstrap
+        self._topic = topic
+        self._producer: AIOKafkaProducer | None = None
+        self._maker: AIOKafkaProducer | None = None  # of batches, also while there is no producer
+        self._starting = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            Unreachable: no broker answers.
+        """
+        await self._started()
+
+    async def close(self) -> None:
+        """Send what is under way, and disconnect."""
+        if self._producer is not None:
+            await _stop(self._producer)
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def batch(self) -> BatchBuilder:
+        """An empty batch, which takes one record of any size, or several of `BATCH_BYTES`."""
+        if self._maker is None:
+            raise Unreachable(f"{self._topic} is not connected yet", hint="start it first")
+        return self._maker.create_batch()
+
+    async def deliver(self, builder: BatchBuilder, partition: int, deadline: float) -> int:
+        """Have a batch acknowledged; the offset of its first record.
+
+        Batches of a partition are in the log in the order of the calls.
+
+        Raises:
+            Unreachable: it is not acknowledged by the deadline (of the loop's clock).
+            EventTooLarge: the topic doesn't take a record of this size.
+        """
+        producer = self._producer
+        try:
+            async with asyncio.timeout_at(deadline):
+                producer = await self._started()
+                acknowledged = await producer.send_batch(builder, self._topic, partition=partition)
+                metadata = await acknowledged
+        except TimeoutError as error:
+            raise Unreachable(
+                f"Kafka at {self._bootstrap} did not acknowledge the write in time: it may still "
+                "be recorded, once",
+                hint="read what is recorded before you write it again",
+            ) from error
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            raise EventTooLarge(
+                f"the topic {self._topic} doesn't take a record of {builder.size():,} bytes",
+                hint="make the topics with `perdure serve`, which lets them take 8 MiB",
+            ) from error
+        except (KafkaError, OSError) as error:
+            if producer is not None:
+                self._replace(producer)
+            raise Unreachable(
+                f"Kafka at {self._bootstrap} did not take the write: {error!r}",
+                hint="read what is recorded before you write it again",
+            ) from error
+        return int(metadata.offset)
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self._bootstrap,
+                    acks="all",  # every in-sync replica has it before it is acknowledged
+                    enable_idempotence=True,  # a batch that is sent again is in the log once
+                    compression_type=None,
+                    max_batch_size=BATCH_BYTES,
+                    linger_ms=0,  # a lone write is not held up: callers gather what comes together
+                )
+                try:
+                    await producer.start()
+                except (KafkaError, OSError) as error:
+                    await producer.stop()
+                    raise Unreachable(
+                        f"Kafka at {self._bootstrap} does not answer: {error}",
+                        hint="start it, or check its address",
+                    ) from error
+                self._producer = self._maker = producer
+            return self._producer
+
+    def _replace(self, producer: AIOKafkaProducer) -> None:
+        """Let go of a producer that failed: what it numbers the broker may not take any more."""
+        if self._producer is producer:
+            self._producer = None
+            task = asyncio.create_task(_stop(producer))
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    """End a connection. What Kafka doesn't take any more was told to those who waited."""
+    with contextlib.suppress(TimeoutError, KafkaError):
+        async with asyncio.timeout(STOP_SECONDS):
+            await producer.stop()
+            return
+    # An idempotent producer tries for ever: end its sender, which has no shorter way.
+    with contextlib.suppress(TimeoutError, KafkaError):
+        async with asyncio.timeout(STOP_SECONDS):
+            await producer._sender.close()  # noqa: SLF001
+    await producer.client.close()
