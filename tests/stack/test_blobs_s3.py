@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import http.client
 import os
 import resource
 import shutil
@@ -13,14 +12,13 @@ import sys
 import zlib
 
 import pytest
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tests.stack import s3 as s3_of_tests
 
 from perdure.blobs.store import PART_BYTES, FsspecBlobs
 from perdure.errors import InvalidInput, NotFound, StoreFull, Unavailable
 
 DATA = b"an object" * 1000
 DIGEST = hashlib.sha256(DATA).hexdigest()
-BUCKET = "perdure-blobs"
 LARGE = 200 * 2**20
 
 # Warnings of the S3 client about its own loop and connections, which it closes with the process.
@@ -32,50 +30,19 @@ pytestmark = [
 
 @pytest.fixture(scope="session")
 def s3_server():
-    """The address of a server that speaks S3, in a process of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-
-    try:
-        for attempt in Retrying(
-            stop=stop_after_delay(60),
-            wait=wait_fixed(0.1),
-            retry=retry_if_exception_type(OSError),
-            reraise=True,
-        ):
-            with attempt:
-                make_bucket(address, f"{BUCKET}-probe")
+    """The address of a server that speaks S3."""
+    with s3_of_tests.server() as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def make_bucket(address, name):
-    """A bucket, without the client that is under test."""
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
-    connection.request("PUT", f"/{name}")
-    assert connection.getresponse().status == 200
-    connection.close()
 
 
 @pytest.fixture
 def s3(s3_server, monkeypatch, request):
     """The URL of an empty bucket; the client finds its way there by the environment."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    name = f"{BUCKET}-{zlib.crc32(request.node.name.encode()):08x}"
-    make_bucket(s3_server, name)
-    return f"s3://{name}/checkpoints"
+    for name, value in s3_of_tests.environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    bucket = f"perdure-{zlib.crc32(request.node.name.encode()):08x}"
+    s3_of_tests.make_bucket(s3_server, bucket)
+    return f"s3://{bucket}/checkpoints"
 
 
 @pytest.fixture(params=["folder", "s3"])

@@ -15,17 +15,26 @@ import pytest
 import zstandard
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
+from tests.stack import s3
+from tests.stack.cassandra_tables import place_of
 from tests.stack.services import Service
 
 from perdure.blobs.store import FsspecBlobs
 from perdure.cassandra.catalog import Catalog
+from perdure.cassandra.event_table import CassandraEventTable
 from perdure.cassandra.objects import CassandraManifest
 from perdure.cassandra.session import Session
+from perdure.cassandra.state_table import CassandraStateTable
 from perdure.checkpointer.frames import Frame
 from perdure.checkpointer.uploads import Chunk
 from perdure.errors import Corrupt, NotFound
-from perdure.kafka import chunks, topics
+from perdure.kafka import chunks, journal, topics, wire
 from perdure.kafka.chunks import CHUNK_BYTES, upload
+from perdure.model.event import NewEvent, encode
+from perdure.model.projection import DEFAULT
+from perdure.model.timeline import Span
+from perdure.model.upcast import Upcasters
+from perdure.projector.restore import refold
 
 MIB = 2**20
 DEADLINE_SECONDS = 60
@@ -236,6 +245,28 @@ def _peak(service):
 
 
 @pytest.mark.slow
+async def test_objects_in_s3(place, monkeypatch):
+    """With an URL of S3 the same happens there; of 50 MB no more than parts are in memory."""
+    with s3.server() as address:
+        for name, value in s3.environment(address).items():
+            monkeypatch.setenv(name, value)
+        s3.make_bucket(address, "perdure")
+        place.settle(blobs="s3://perdure/checkpoints")
+        await place.start()
+        await place.upload(*packed(1, 12 * MIB))
+        before = _peak(place.service)
+        digest, data = packed(2, 50 * MIB)
+        assert await place.upload(digest, data) == len(data)
+        assert _peak(place.service) - before < 60
+        found = FsspecBlobs("s3://perdure/checkpoints")
+        try:
+            assert await found.get(digest) == data
+        finally:
+            await found.close()
+        assert await asyncio.to_thread(place.service.stop) == 0
+
+
+@pytest.mark.slow
 async def test_killed_amid_uploads(place):
     """However often the service is killed, every object is stored whole, and nothing else."""
     await place.start()
@@ -365,3 +396,129 @@ async def test_storage_that_is_away_for_a_while(place):
     assert await place.blobs.get(digest) == data
     await until(place.is_ready)
     assert place.service.metrics()["perdure_checkpointer_retries_total"] > 0
+
+
+class Writer:
+    """Writes an agent's events as the recorder does: rows first, then the journal."""
+
+    def __init__(self, place, tables, agent):
+        self.place, self.tables, self.agent = place, tables, agent
+        self.key = wire.key_of(tables.store, agent)
+        self.partition = wire.partition_of(self.key, place.cluster.partitions)
+        self.stream = None
+        self.events = CassandraEventTable(tables.session, tables.store, tables.generations)
+        self.states = CassandraStateTable(tables.session, tables.store, tables.generations)
+
+    async def write(self, count, size):
+        """Some messages of so many bytes each."""
+        for _ in range(count):
+            event = NewEvent(type="message.added", data={"role": "user", "content": "x" * size})
+            self.stream = await self.tables.record(self.agent, event, stream=self.stream)
+            head = self.stream.head
+            span = Span(self.agent, head.sequence, head.sequence)
+            [batch] = [batch async for batch in self.events.read(span)]
+            entry = journal.Entry(
+                self.tables.position, "recorded", [msgspec.Raw(encode(e)) for e in batch.events]
+            )
+            told = journal.JournalRecord(
+                self.tables.store, self.agent, self.partition, [entry], head.sequence
+            )
+            await self.place.producer.send_and_wait(
+                self.place.cluster.topic("journal"),
+                journal.encode(told),
+                self.key,
+                partition=self.partition,
+            )
+
+    async def saved(self):
+        """The sequence of the newest saved state, which equals the fold of all events up to it."""
+        lineage = await self.events.lineage(self.agent)
+        spans = [Span(self.agent, 1, lineage[0].sequence)]
+        found = await self.states.nearest(DEFAULT.name, DEFAULT.key, spans)
+        if found is None:
+            return 0
+        folded = await refold(
+            self.events, Upcasters(), projection=DEFAULT, lineage=lineage, at=found.sequence
+        )
+        assert DEFAULT.decode(found.data) == folded
+        return found.sequence
+
+    async def saved_up_to(self, sequence):
+        """Wait until a state after at least this sequence is saved."""
+
+        async def is_saved():
+            return await self.saved() >= sequence
+
+        await until(is_saved)
+
+
+@pytest.fixture
+async def tables(place, store):
+    """The tables of events of a store of the place."""
+    async with place_of(place.cluster, store) as tables:
+        yield tables
+
+
+async def test_states_are_saved_by_the_journal(place, tables):
+    """Of a busy agent each time the policy says so, at rest with less; of a small one, never."""
+    await place.start()
+    busy, small = Writer(place, tables, "airline/mia"), Writer(place, tables, "airline/tom")
+    await small.write(3, 100)
+    await busy.write(25, 50_000)
+    await busy.saved_up_to(20)
+    await busy.write(2, 50_000)  # 5 % of the state and more: worth it once it is quiet
+    await busy.saved_up_to(27)
+    # Beside those two at most one for each pause of the test that was long enough.
+    assert 2 <= place.service.metrics()["perdure_checkpointer_states_total"] < 10
+    assert await small.saved() == 0
+    # A damaged head start is none: who restarts knows nothing, and finds what to do in the tables.
+    place.service.kill()
+    await place.start()
+    await busy.write(4, 50_000)
+    await busy.saved_up_to(31)
+
+
+async def test_states_are_saved_before_the_service_ends(place, tables):
+    """On SIGTERM what is worth it is saved, although its agent didn't come to rest yet."""
+    place.settle(quiet_seconds=600)
+    await place.start()
+    mia = Writer(place, tables, "airline/mia")
+    await mia.write(4, 50_000)
+
+    async def is_counted():
+        metrics = await asyncio.to_thread(place.service.metrics)
+        return metrics["perdure_checkpointer_journal_records_total"] == 4
+
+    await until(is_counted)
+    assert await mia.saved() == 0
+    assert await asyncio.to_thread(place.service.stop) == 0
+    assert await mia.saved() == 4
+
+
+async def test_an_agent_that_can_not_be_read(place, tables):
+    """Its damage is told in the log with its name, and the states of others are saved."""
+    await place.start()
+    mia, tom = Writer(place, tables, "airline/mia"), Writer(place, tables, "airline/tom")
+    await mia.write(1, 100)
+    await tables.session.execute(
+        f"UPDATE {tables.tables.keyspace}.events SET event = 0x00 WHERE store = '{tables.store}'"
+        " AND agent = 'airline/mia' AND bucket = 0 AND sequence = 1"
+    )
+    told = journal.JournalRecord(
+        tables.store,
+        "airline/mia",
+        mia.partition,
+        [journal.Entry(9, "recorded", [msgspec.Raw(b'"' + b"x" * 2 * MIB + b'"')])],
+        2,
+    )
+    await place.producer.send_and_wait(
+        place.cluster.topic("journal"), journal.encode(told), mia.key, partition=mia.partition
+    )
+    await tom.write(3, 50_000)
+    await tom.saved_up_to(3)
+
+    async def is_told():
+        return any(line.get("agent") == "airline/mia" for line in place.service.logged())
+
+    await until(is_told)
+    assert place.service.metrics()["perdure_checkpointer_state_failures_total"] == 1
