@@ -6,6 +6,8 @@ import pytest
 from hypothesis import settings
 from tests.conformance.ran import summary
 
+pytest_plugins = ("tests.stack.fixtures",)
+
 # No deadlines: a shared machine may stop for a second anywhere. In CI the examples are a function
 # of the test alone, so that a failure there is the same failure here.
 settings.register_profile("here", deadline=None, print_blob=True)

@@ -5,11 +5,11 @@ from tests.conformance.places import KINDS, wanted
 from tests.conformance.ran import PROPERTY
 
 
-@pytest.fixture(params=wanted())
+@pytest.fixture(params=[pytest.param(name, marks=KINDS[name].marks) for name in wanted()])
 def stores(request):
     """A maker of places: empty stores whose data outlives connections."""
     request.node.user_properties.append((PROPERTY, request.param))
-    made = KINDS[request.param]()
+    made = KINDS[request.param](request.getfixturevalue)
     yield made
     made.close()
 

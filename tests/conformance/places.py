@@ -7,9 +7,11 @@ Nothing else in the suite knows what a store is made of: a new one is a class he
 import hashlib
 import os
 import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import perdure
 
@@ -33,11 +35,11 @@ class WordsEmbedder:
         return rows
 
 
-class EmbeddedPlace:
-    """A folder of its own."""
+class Place:
+    """A store that nobody else uses, at a URL."""
 
-    def __init__(self, folder):
-        self.url = str(folder)
+    def __init__(self, url):
+        self.url = url
         self._connected = []
 
     async def connect(self, **options):
@@ -54,25 +56,43 @@ class EmbeddedPlace:
 
 
 class EmbeddedStores:
-    """Makes places of the embedded store."""
+    """Makes places of the embedded store: folders."""
 
     name = "embedded"
+    marks = ()
 
-    def __init__(self):
+    def __init__(self, _fixture):
         self._root = tempfile.TemporaryDirectory(prefix="conformance-")
         self._made = 0
 
     def place(self):
         """A new, empty place."""
         self._made += 1
-        return EmbeddedPlace(Path(self._root.name) / f"store-{self._made}")
+        return Place(str(Path(self._root.name) / f"store-{self._made}"))
 
     def close(self):
         """Remove all places."""
         self._root.cleanup()
 
 
-KINDS = {kind.name: kind for kind in (EmbeddedStores,)}
+class ClusterStores:
+    """Makes places on a cluster: stores of their own, of engines and services that all share."""
+
+    name = "cluster"
+    marks = (pytest.mark.stack,)
+
+    def __init__(self, fixture):
+        self._services = fixture("shared_services")
+
+    def place(self):
+        """A new, empty place, where writes wait until they are recorded, as in a folder."""
+        return Place(self._services.url(f"s{uuid.uuid4().hex[:12]}", ack="recorded"))
+
+    def close(self):
+        """Nothing: a store goes with its cluster."""
+
+
+KINDS = {kind.name: kind for kind in (EmbeddedStores, ClusterStores)}
 
 
 def wanted():
