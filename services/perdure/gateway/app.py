@@ -2,16 +2,25 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from litestar import Litestar, Request, asgi
 from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.response import Response
-from litestar.types import ControllerRouterHandler
+from litestar.types import (
+    ASGIApp,
+    ControllerRouterHandler,
+    Message,
+    Receive,
+    Scope,
+    Send,
+)
 
 from perdure.blobs.store import FsspecBlobs
 from perdure.cassandra.catalog import Catalog
@@ -91,6 +100,7 @@ def build(
             Exception: _unexpected,
         },
         lifespan=lifespan,
+        middleware=[lambda app: _measured(app, gateway)],
         logging_config=None,
         openapi_config=OpenAPIConfig(
             title="perdure gateway",
@@ -138,10 +148,31 @@ async def opened(
         yield Sources(of, objects, manifest, generations.refresh)
 
 
+def _measured(app: ASGIApp, gateway: Gateway) -> ASGIApp:
+    """Times each request from its first byte to the first of its answer."""
+
+    async def measured(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        started, method = time.perf_counter(), scope["method"]
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                labels = (scope.get("path_template", ""), method, message["status"])
+                seconds = time.perf_counter() - started
+                gateway.metrics.seconds.labels(*labels).observe(seconds)
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    return measured
+
+
 def _answered(request: Request[object, object, State], error: PerdureError) -> Response[ErrorBody]:
     status = status_of(error)
     if status >= 500:
-        _log.warning("not answered", path=request.url.path, reason=str(error))
+        _log.warning("not answered", reason=str(error), **_fields(request))
     headers = {"retry-after": "1"} if error.retriable else {}
     return Response(error_body(error), status_code=status, headers=headers)
 
@@ -157,10 +188,21 @@ def _not_understood(
 
 
 def _unexpected(request: Request[object, object, State], error: Exception) -> Response[ErrorBody]:
-    _log.error("failed", path=request.url.path, exc_info=error)
+    _log.error("failed", exc_info=error, **_fields(request))
     body = ErrorBody(
         "Unavailable",
         f"the gateway failed on {request.method} {request.url.path}: {type(error).__name__}",
         "report this, with the gateway's log",
     )
     return Response(body, status_code=500)
+
+
+def _fields(request: Request[object, object, State]) -> dict[str, str]:
+    """What a log line says of a request."""
+    fields = {"path": request.url.path}
+    names = request.path_params
+    if "namespace" in names:
+        fields["agent"] = f"{names['namespace']}/{names.get('name')}"
+    if (traceparent := request.headers.get("traceparent")) is not None:
+        fields["traceparent"] = traceparent
+    return fields

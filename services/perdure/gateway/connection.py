@@ -36,7 +36,7 @@ PIECE_BYTES: Final = 256 * 1024
 
 T = TypeVar("T")
 
-_LOST: Final = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError)
+_LOST: Final = (aiohttp.ClientError, TimeoutError)
 
 
 class Answer(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from perdure.cassandra.event_table import CassandraEventTable
 from perdure.cassandra.tables import Generations
 from perdure.errors import Unreachable
-from perdure.memorizer.embedder import default_embedder
+from perdure.memorizer.choice import chosen_embedder
 from perdure.memorizer.memory import MemoryIndex
 from perdure.serving import Health
 from perdure.settings import Cluster
@@ -62,7 +62,7 @@ class Memories:
                     store,
                     events,
                     keyspace_of=lambda agent: generations.of(store, agent).keyspace,
-                    embedder=default_embedder().name,
+                    embedder=chosen_embedder(self._cluster.embedder).name,
                 )
             return made
 

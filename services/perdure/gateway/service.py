@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+
 from perdure.errors import PerdureError, Unreachable
 from perdure.gateway.journal import Journal
 from perdure.gateway.positions import Positions
@@ -35,6 +37,28 @@ POLL_SECONDS_MAX: Final = 55.0
 Connect = Callable[[Health], AbstractAsyncContextManager[Sources]]
 
 
+class Metrics:
+    """What Prometheus is told of a gateway."""
+
+    def __init__(self, registry: CollectorRegistry, gateway: "Gateway") -> None:
+        name = gateway.health.service
+        self.seconds = Histogram(
+            f"perdure_{name}_request_seconds",
+            "Until a request was answered, by route, method and status",
+            ["route", "method", "status"],
+            registry=registry,
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 60),
+        )
+
+        def gauge(what: str, text: str, value: Callable[[], float]) -> None:
+            Gauge(f"perdure_{name}_{what}", text, registry=registry).set_function(value)
+
+        states, verdicts = gateway.desk.states, gateway.journal.verdicts
+        gauge("states", "States kept in memory", lambda: states.count)
+        gauge("state_bytes", "Bytes that kept states take, about", lambda: states.size)
+        gauge("verdict_waits", "Records whose verdict is waited for", lambda: verdicts.waiting)
+
+
 class Gateway:
     """What all routes work with. `connect` opens the sources; it is tried until it can."""
 
@@ -52,6 +76,7 @@ class Gateway:
         self.journal = Journal(cluster, self._follow)
         self.positions = Positions(cluster, self.journal)
         self.desk = Desk(States(projections, upcasters), self._source, self.positions)
+        self.metrics = Metrics(self.health.registry, self)
         self._connect = connect
         self._sources: Sources | None = None
         self._failure = ""
@@ -147,7 +172,7 @@ class Gateway:
     def _follow(self, record: JournalRecord) -> None:
         if any(entry.outcome == "switched" for entry in record.entries):
             self._switched.set()
-        if record.chain:
+        if record.chain and self.desk.states.keeps(record.store, record.agent):
             head = Head(
                 record.agent, record.sequence, record.epoch, bytes.fromhex(record.chain), None, {}
             )

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from perdure.kafka.journal import Entry, JournalRecord
 
@@ -22,6 +23,9 @@ KEPT_BYTES_MAX: Final = 64 * 1024 * 1024
 
 HEARD_MAX: Final = 1024
 """Events that wait for one listener; who is slower reads the table instead."""
+
+STORES_MAX: Final = 100_000
+"""Stores whose versions are kept."""
 
 _RECORDED: Final = frozenset({"recorded", "opened", "forked", "switched"})
 
@@ -92,7 +96,8 @@ class Verdicts:
         # From the clock on, so that a version of an earlier process doesn't come again.
         self._version = time.time_ns() // 1000
         self._versions: dict[str, int] = {}
-        self._changes: dict[str, asyncio.Event] = {}
+        # Gone with the last one who waits for it.
+        self._changes: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self._listeners: dict[tuple[str, str], set[Listener]] = {}
         self.ended = False
 
@@ -106,7 +111,7 @@ class Verdicts:
             for events in levels.values():
                 for event in events:
                     event.set()
-        for change in self._changes.values():
+        for change in list(self._changes.values()):
             change.set()
         for listeners in self._listeners.values():
             for listener in listeners:
@@ -160,12 +165,17 @@ class Verdicts:
         self._version += 1
         for store in self._versions:
             self._versions[store] = self._version
-        for change in self._changes.values():
+        for change in list(self._changes.values()):
             change.set()
         self._changes.clear()
         for listeners in self._listeners.values():
             for listener in listeners:
                 listener.missed = True
+
+    @property
+    def waiting(self) -> int:
+        """How many records are waited for."""
+        return len(self._waits)
 
     def known(self, partition: int, offset: int) -> Verdict | None:
         """The verdict of a record, if it is kept."""
@@ -216,14 +226,21 @@ class Verdicts:
 
     def version(self, store: str) -> int:
         """A number that is another one whenever something of the store was recorded."""
-        # A store of which nothing was seen since the start: it gets its first number here.
-        return self._versions.setdefault(store, self._version)
+        if store not in self._versions:
+            if len(self._versions) >= STORES_MAX:
+                # All get new numbers, and who waits looks once too often.
+                self._versions.clear()
+                self._version += 1
+            self._versions[store] = self._version
+        return self._versions[store]
 
     async def changed(self, store: str, version: int, wait_seconds: float) -> int:
         """The version of the store, as soon as it isn't `version`; at the latest after so long."""
         if (now := self.version(store)) != version or self.ended:
             return now
-        change = self._changes.setdefault(store, asyncio.Event())
+        change = self._changes.get(store)
+        if change is None:
+            change = self._changes[store] = asyncio.Event()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(change.wait(), wait_seconds)
         return self.version(store)

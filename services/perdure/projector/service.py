@@ -64,10 +64,6 @@ class Metrics:
             registry=registry,
             buckets=(0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
         )
-        self.kept = Gauge("perdure_projector_states", "States kept in memory", registry=registry)
-        self.kept_bytes = Gauge(
-            "perdure_projector_state_bytes", "Bytes that kept states take, about", registry=registry
-        )
         self.lag = Gauge(
             "perdure_projector_lag",
             "Records that were not read yet",
@@ -115,10 +111,7 @@ class Projector:
             position = own[-1].offset + 1
             await batches.commit(consumer, partition, position)
             batches.tell_lag(self._metrics.lag, consumer, partition, position)
-        states = self._gateway.desk.states
         self._metrics.records.inc(len(records))
-        self._metrics.kept.set(states.count)
-        self._metrics.kept_bytes.set(states.size)
         self._metrics.seconds.observe(time.perf_counter() - started)
 
     async def _publish_one(self, agent: Moved) -> None:

@@ -185,6 +185,10 @@ class States:
         )
         return Answer(agent, sequence, known.encode(restored.state))
 
+    def keeps(self, store: str, agent: str) -> bool:
+        """Whether any state of an agent is kept."""
+        return any((store, agent, projection) in self._hot for projection in self._asked)
+
     def follow(self, store: str, head: Head, stored: Sequence[bytes | msgspec.Raw]) -> None:
         """Fold events that were just recorded into the agent's kept states, as far as that goes.
 
