@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker, KafkaMessage
 from prometheus_client import Gauge
 
-Record: TypeAlias = "ConsumerRecord[bytes | None, bytes | None]"
+Record: TypeAlias = ConsumerRecord[bytes | None, bytes | None]
 
 AGAIN_SECONDS: Final = 1.0
 """The pause after a failure that nobody thought of."""
