@@ -1,6 +1,7 @@
 """The connection to Cassandra: requests are awaited, bounded, and fail as errors of perdure."""
 
 import asyncio
+import random
 import threading
 
 import msgspec
@@ -56,7 +57,7 @@ async def test_more_requests_than_may_be_under_way(session, table):
 async def test_batches_beyond_what_a_socket_takes(session, table):
     """Forty batches of half a megabyte sent at once all arrive."""
     write = await session.prepare(f"INSERT INTO {table} (part, number, body) VALUES (?, ?, ?)")
-    body = bytes(500_000)
+    body = random.Random(1).randbytes(500_000)  # nothing that compression makes small
 
     async def send(number: int) -> None:
         part = str(number).encode()
@@ -69,6 +70,21 @@ async def test_batches_beyond_what_a_socket_takes(session, table):
     read = await session.prepare(f"SELECT body FROM {table} WHERE part = ?")
     found = await session.execute_many([(read, (str(n),)) for n in range(40)])
     assert found == [[(body,)]] * 40
+
+
+async def test_a_full_socket_is_waited_for(session, table):
+    """While the driver refuses requests because its sockets are full, they wait, and go through."""
+    write = await session.prepare(f"INSERT INTO {table} (part, number) VALUES ('a', ?)")
+    connections = [pool._connection for pool in session._session.get_pools()]
+
+    def fill(writable):
+        for connection in connections:
+            connection._socket_writable = writable
+
+    fill(writable=False)
+    asyncio.get_running_loop().call_later(0.1, fill, True)
+    await session.execute_many([(write, (number,)) for number in range(20)])
+    assert len(await session.execute(f"SELECT number FROM {table}")) == 20
 
 
 async def test_pages_hold_every_row_once_and_in_order(session, table):

@@ -305,14 +305,14 @@ class Session:
             except Exception as error:
                 raise self._translated(error) from error
 
-    def _submitted(
+    async def _submitted(
         self,
         query: Any,  # noqa: ANN401
         host: object,
         state: bytes | None,
         *,
         paged: bool,
-    ) -> "asyncio.Future[Any]":
+    ) -> Any:  # noqa: ANN401
         future: asyncio.Future[Any] = self._loop.create_future()
         response = self._session.execute_async(query, paging_state=state, host=host)
 
@@ -325,7 +325,7 @@ class Session:
             self._settle(future, None, error)
 
         response.add_callbacks(succeed, fail)
-        return future
+        return await future
 
     def _settle(
         self, future: "asyncio.Future[Any]", result: object, error: BaseException | None
