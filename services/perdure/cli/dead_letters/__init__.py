@@ -1,0 +1,1 @@
+"""The command for records that could not be recorded."""
