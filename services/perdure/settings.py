@@ -25,7 +25,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     the URL of checkpoint storage, as fsspec takes it. `replication` is the number of copies that
     topics and keyspaces are made with. An upload of which no chunk came for `upload_seconds` is
     given up; an agent that wrote nothing for `quiet_seconds` gets its state saved, if it is worth
-    it.
+    it. `embedder` names what turns memories into vectors ahead of any recall, `MODULE:NAME` of an
+    `Embedder` or of what makes one: the same that agents are given; empty for the default.
 
     >>> Cluster(kafka="k1:9092,k2:9092").topic("events")
     'perdure.events'
@@ -45,6 +46,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     archive: str = "file:///var/lib/perdure/archive"
     upload_seconds: int = 3600
     quiet_seconds: int = 30
+    embedder: str = ""
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8787
     health_host: str = "127.0.0.1"
