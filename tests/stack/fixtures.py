@@ -23,6 +23,7 @@ from tests.stack.services import Services
 from perdure.cassandra.session import Session
 from perdure.errors import Unavailable
 from perdure.settings import Cluster
+from perdure.weaviate.session import Session as Weaviate
 
 # Read before any test starts: tests don't see such variables (tests/conftest.py).
 RUNNING = os.environ.get("PERDURE_STACK") == "running"
@@ -93,7 +94,7 @@ def fresh(engines: Cluster, folder: Path) -> Iterator[Cluster]:
 
 
 async def drop(cluster: Cluster) -> None:
-    """Drop the topics and keyspaces of a cluster."""
+    """Drop the topics, keyspaces and collections of a cluster."""
     session = await Session.connect(cluster)
     try:
         rows = await session.execute("SELECT keyspace_name FROM system_schema.keyspaces")
@@ -102,6 +103,13 @@ async def drop(cluster: Cluster) -> None:
         await session.run_schema(f"DROP KEYSPACE IF EXISTS {name}" for name in mine)
     finally:
         await session.close()
+    weaviate = await Weaviate.connect(cluster)
+    try:
+        for name in await weaviate.client.collections.list_all():
+            if name.startswith(f"Perdure_{cluster.name}_g"):
+                await weaviate.client.collections.delete(name)
+    finally:
+        await weaviate.close()
     admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka)
     await admin.start()
     try:
