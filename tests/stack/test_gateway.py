@@ -3,11 +3,14 @@
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer
 
+import perdure
 from perdure.errors import InvalidInput
 from perdure.gateway import journal as gateway_journal
 from perdure.gateway.journal import Journal
@@ -15,8 +18,6 @@ from perdure.gateway.positions import Positions
 from perdure.kafka import topics
 from perdure.kafka.journal import Entry, JournalRecord, encode
 from perdure.kafka.wire import key_of, partition_of
-
-pytestmark = pytest.mark.stack
 
 LONG = 20.0
 AGENT = "airline/mia"
@@ -174,3 +175,88 @@ async def test_a_gateway_that_was_cut_off_goes_on_where_it_stopped(cluster, reco
         assert found == [2, 3]
         assert await journal.verdicts.reached(recorder.partition, 3, LONG)
         assert journal.trouble == ""
+
+
+async def test_writers_and_readers_go_on_after_the_gateway_was_killed(shared_services, store):
+    """What was written meanwhile is confirmed, and read, as soon as it is back."""
+    gateway = shared_services["gateway"]
+    async with perdure.connect(shared_services.url(store, ack="recorded")) as crew:
+        mia = await crew.agent(AGENT)
+        await mia.emit("note", 0)
+        await asyncio.to_thread(gateway.kill)
+        writing = [asyncio.create_task(mia.emit("note", number)) for number in range(1, 20)]
+        await asyncio.sleep(0.2)
+        gateway.start()
+        events = await asyncio.gather(*writing)
+        assert [event.sequence for event in events] == list(range(2, 21))
+        read = [event.data async for event in crew.view(AGENT).events()]
+        assert read == list(range(20))
+
+
+async def test_a_stream_of_events_that_is_cut_is_read_on(shared_services, store):
+    """The gateway is killed while a long history is read: every event comes once, in order."""
+    gateway = shared_services["gateway"]
+    async with perdure.connect(shared_services.url(store)) as crew:
+        await crew.emit_many(AGENT, [("note", {"text": "x" * 1_000})] * 4_000, ack="recorded")
+        sequences = []
+        async for event in crew.view(AGENT).events():
+            sequences.append(event.sequence)
+            if event.sequence == 500:
+                await asyncio.to_thread(gateway.kill)
+                gateway.start()
+        assert sequences == list(range(1, 4_001))
+
+
+async def test_a_watcher_sees_what_another_process_records(shared_services, store):
+    """As it is recorded, whoever writes it, in order and without a gap."""
+    async with (
+        perdure.connect(shared_services.url(store)) as crew,
+        perdure.connect(shared_services.url(store)) as other,
+    ):
+        await crew.emit(AGENT, "note", 0, ack="recorded")
+        seen = []
+
+        async def watch():
+            async for change in other.view(AGENT).watch(after=0):
+                seen.append(change.sequence)
+                if len(seen) == 50:
+                    return
+
+        watching = asyncio.create_task(watch())
+        for number in range(1, 50):
+            await crew.emit(AGENT, "note", number)
+        async with asyncio.timeout(LONG):
+            await watching
+        assert seen == list(range(1, 51))
+
+
+async def test_stores_of_a_cluster_never_meet(shared_services, store):
+    """An agent of the same name in two stores is two agents."""
+    one, two = f"{store}-1", f"{store}-2"
+    async with (
+        perdure.connect(shared_services.url(one, ack="recorded")) as first,
+        perdure.connect(shared_services.url(two, ack="recorded")) as second,
+    ):
+        await first.emit(AGENT, "note", "first")
+        await second.emit(AGENT, "note", "second")
+        await second.emit("airline/ben", "note")
+        assert [event.data async for event in first.view(AGENT).events()] == ["first"]
+        assert [event.data async for event in second.view(AGENT).events()] == ["second"]
+        assert [summary.agent async for summary in first.agents()] == [AGENT]
+
+
+def test_a_gateway_ends_at_once_although_somebody_waits(shared_services, store):
+    """Long questions are answered when the signal comes; it ends with 0."""
+    gateway = shared_services["gateway"]
+    url = f"{gateway.url}/v1/stores/{store}/changes"
+    version = httpx.get(url, timeout=LONG).json()["version"]
+    with ThreadPoolExecutor() as threads:
+        asking = threads.submit(
+            httpx.get, url, params={"after": version, "timeout": 50}, timeout=60
+        )
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert gateway.stop() == 0
+        assert time.monotonic() - started < LONG / 2
+        assert asking.result().json() == {"version": version}
+    gateway.start().wait_ready()

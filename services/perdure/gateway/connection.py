@@ -23,7 +23,7 @@ from yarl import URL
 from perdure.errors import PerdureError, StoreClosed, Unreachable
 from perdure.gateway.messages import ErrorBody, Lines, as_error
 
-PATIENCE_SECONDS: Final = 20.0
+PATIENCE_SECONDS: Final = 30.0
 """How long a request is tried again before it fails: a gateway starts in less."""
 
 CONNECT_SECONDS: Final = 5.0

@@ -36,6 +36,12 @@ RECORDS_AT_ONCE: Final = 2_000
 FETCH_BYTES: Final = 9 * 1024 * 1024
 """The most bytes of one fetch: more than the largest journal record."""
 
+SESSION_SECONDS: Final = 6
+"""After how long others get the partitions of a killed process: the least that brokers allow."""
+
+IDLE_SECONDS: Final = 3600
+"""How long FastStream waits for records. It sleeps as long again when none came: never, then."""
+
 AGENTS_AT_ONCE: Final = 32
 """Agents whose states are brought forward and published concurrently."""
 
@@ -154,12 +160,15 @@ def application(cluster: Cluster) -> AsgiFastStream:
         cluster.topic("journal"),
         batch=True,
         max_records=RECORDS_AT_ONCE,
+        batch_timeout_ms=IDLE_SECONDS * 1000,
         group_id=cluster.group("projector"),
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,
         fetch_max_bytes=FETCH_BYTES,
         max_partition_fetch_bytes=FETCH_BYTES,
         max_poll_interval_ms=HANDLING_SECONDS_MAX * 1000,
+        session_timeout_ms=SESSION_SECONDS * 1000,
+        heartbeat_interval_ms=SESSION_SECONDS * 1000 // 3,
         parser=batches.as_they_are,
         decoder=batches.undecoded,
         title="journal",
