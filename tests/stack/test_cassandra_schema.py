@@ -152,7 +152,7 @@ async def test_what_is_written_survives_a_new_start(cluster, store):
 
 def test_statements_are_all_prepared():
     """Each statement has its field, in the same order."""
-    assert ["keyspace", *STATEMENTS] == list(Tables.__dataclass_fields__)
+    assert ["keyspace", *STATEMENTS, "known"] == list(Tables.__dataclass_fields__)
 
 
 def test_a_name_that_can_name_no_keyspace_is_refused():

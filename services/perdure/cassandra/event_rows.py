@@ -5,11 +5,11 @@ A bucket that has a successor never changes again: what is known of it is kept.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
-from perdure.cassandra.cells import Lineage, unpacked_lineage
+from perdure.cassandra.cells import unpacked_lineage
 from perdure.cassandra.session import Row, Session
-from perdure.cassandra.tables import Generations, Tables
+from perdure.cassandra.tables import Bucket, Generations, Tables
 from perdure.errors import Corrupt, NotFound
 from perdure.model.event import Event, decode_all
 
@@ -17,37 +17,16 @@ BATCH_BYTES: Final = 256 * 1024
 """Stored bytes of one page of events, about: what is decoded before others get their turn."""
 
 CLOSED_MAX: Final = 16_384
-"""Closed buckets that are remembered, about 300 bytes each."""
+"""Closed buckets of a generation that are remembered, about 600 bytes each."""
 
-NEWEST_MAX: Final = 65_536
-"""Agents of which the number of the newest bucket is remembered."""
+NEWEST_MAX: Final = 32_768
+"""Agents of a generation whose newest bucket's number is remembered, about 200 bytes each."""
 
 IN_MAX: Final = 100
 """Keys in one request."""
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
-
-
-class Bucket(NamedTuple):
-    """The static columns of a bucket. `time_max` is in microseconds since 1970.
-
-    `writers` and `written` (the stamp of the head) are there where they were asked for.
-    """
-
-    number: int
-    first: int
-    chain_before: bytes
-    last: int
-    epoch: int
-    position: int
-    chain: bytes
-    time_max: int | None
-    events: int
-    bytes: int
-    lineage: Lineage
-    writers: dict[str, int] | None = None
-    written: int = 0
 
 
 class EventRows:
@@ -57,8 +36,6 @@ class EventRows:
         self.session = session
         self.store = store
         self._generations = generations
-        self._closed: dict[tuple[str, str, int], Bucket] = {}
-        self._newest: dict[tuple[str, str], int] = {}
 
     def tables(self, agent: str) -> Tables:
         """The tables that hold an agent."""
@@ -70,11 +47,12 @@ class EventRows:
         Raises:
             Corrupt: it has no head.
         """
-        tables = self.tables(agent)
-        known = self._closed.get((tables.keyspace, agent, number))
-        if known is not None:
-            return known
-        rows = await self.session.execute(tables.bucket, (self.store, agent, number))
+        known = self.tables(agent).known.closed.get((self.store, agent, number))
+        return known or await self.stored_bucket(agent, number)
+
+    async def stored_bucket(self, agent: str, number: int) -> Bucket | None:
+        """As `bucket`, from the table whatever is known of it."""
+        rows = await self.session.execute(self.tables(agent).bucket, (self.store, agent, number))
         return _bucket(agent, rows[0]) if rows else None
 
     async def with_writers(self, agent: str, number: int) -> Bucket | None:
@@ -106,8 +84,8 @@ class EventRows:
     ) -> Bucket | None:
         """As `newest`, read by `bucket` or `with_writers`; None where there is no such agent."""
         tables = self.tables(agent)
-        key = (tables.keyspace, agent)
-        hint = self._newest.get(key)
+        known, key = tables.known.newest, (self.store, agent)
+        hint = known.get(key)
         if hint is None:
             first, rows = await asyncio.gather(
                 read(agent, 0), self.session.execute(tables.stream, (self.store, agent))
@@ -126,7 +104,7 @@ class EventRows:
             if found is None:
                 raise _no_bucket(agent, hint)
         if found is not None:
-            _remember(self._newest, key, found.number, NEWEST_MAX)
+            _remember(known, key, found.number, NEWEST_MAX)
         return found
 
     async def closed(self, agent: str, number: int) -> Bucket:
@@ -138,7 +116,8 @@ class EventRows:
         found = await self.bucket(agent, number)
         if found is None:
             raise _no_bucket(agent, number)
-        _remember(self._closed, (self.tables(agent).keyspace, agent, number), found, CLOSED_MAX)
+        known = self.tables(agent).known.closed
+        _remember(known, (self.store, agent, number), found, CLOSED_MAX)
         return found
 
     async def holding(self, agent: str, sequence: int, newest: Bucket) -> Bucket:

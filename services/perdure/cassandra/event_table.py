@@ -15,9 +15,9 @@ from typing import Final
 import msgspec
 
 from perdure.cassandra.cells import from_microseconds, microseconds
-from perdure.cassandra.event_rows import Bucket, EventRows, decoded, gap, page_rows
+from perdure.cassandra.event_rows import EventRows, decoded, gap, page_rows
 from perdure.cassandra.session import AT_ONCE, Session
-from perdure.cassandra.tables import Generations, Tables
+from perdure.cassandra.tables import Bucket, Generations, Tables
 from perdure.cassandra.verification import verify
 from perdure.errors import Corrupt, NotFound, PerdureError
 from perdure.model.event import NUMBER_MAX

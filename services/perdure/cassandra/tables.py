@@ -2,8 +2,9 @@
 
 import asyncio
 import dataclasses
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
+from perdure.cassandra.cells import Lineage
 from perdure.cassandra.session import Session, Statement
 
 _BUCKET: Final = "store = ? AND agent = ? AND bucket = ?"
@@ -13,7 +14,7 @@ HEAD: Final = (
     "bucket, first, chain_before, last, epoch, position, chain, time_max, bucket_events,"
     " bucket_bytes, lineage"
 )
-"""The static columns of a bucket that readers want, in the order of `event_rows.Bucket`."""
+"""The static columns of a bucket that readers want, in the order of `Bucket`."""
 
 STATEMENTS: Final = {
     # Of the hot path: their values are packed by hand in `streams`, in this order.
@@ -68,9 +69,42 @@ STATEMENTS: Final = {
 }
 
 
+class Known:
+    """What was learnt of a generation's streams, for all stores together.
+
+    `newest` is the number of an agent's newest bucket, when it was last looked at. `closed` are
+    buckets that have a successor, which never change again.
+    """
+
+    def __init__(self) -> None:
+        self.newest: dict[tuple[str, str], int] = {}
+        self.closed: dict[tuple[str, str, int], Bucket] = {}
+
+
+class Bucket(NamedTuple):
+    """The static columns of a bucket. `time_max` is in microseconds since 1970.
+
+    `writers` and `written` (the stamp of the head) are there where they were asked for.
+    """
+
+    number: int
+    first: int
+    chain_before: bytes
+    last: int
+    epoch: int
+    position: int
+    chain: bytes
+    time_max: int | None
+    events: int
+    bytes: int
+    lineage: Lineage
+    writers: dict[str, int] | None = None
+    written: int = 0
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tables:
-    """The statements of one generation: each of `STATEMENTS`, prepared."""
+    """A generation: each of `STATEMENTS`, prepared, and what is known of its streams."""
 
     keyspace: str
     insert_event: Statement
@@ -100,6 +134,7 @@ class Tables:
     states: Statement
     all_states: Statement
     piece: Statement
+    known: Known = dataclasses.field(init=False, default_factory=Known)
 
     @classmethod
     async def prepare(cls, session: Session, keyspace: str) -> "Tables":

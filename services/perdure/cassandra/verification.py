@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from perdure.cassandra.cells import microseconds
-from perdure.cassandra.event_rows import Bucket, EventRows, page_rows
+from perdure.cassandra.event_rows import EventRows, page_rows
+from perdure.cassandra.tables import Bucket
 from perdure.errors import Corrupt
 from perdure.model.event import Event, decode
 from perdure.model.sequencing import first_chain, link
@@ -35,7 +36,7 @@ async def verify(
         yield 0, [Finding(agent, "is missing in the list of agents", _REBUILD)]
     for number in range(newest.number + 1):
         try:
-            bucket = await rows.bucket(agent, number)
+            bucket = await rows.stored_bucket(agent, number)
         except Corrupt as error:
             yield 0, [Finding(f"{agent} (bucket {number})", error.message, _REBUILD)]
             state = None
@@ -57,7 +58,7 @@ async def verify(
         found, beyond = await _stored(rows, agent, bucket)
         if beyond:
             # What was recorded since the head was read is as it should be.
-            head = await rows.bucket(agent, number)
+            head = await rows.stored_bucket(agent, number)
             beyond = [sequence for sequence in beyond if head is None or sequence > head.last]
         if beyond:
             findings.append(Finding(_ranges(agent, beyond), "stored beyond the head", _REBUILD))
