@@ -20,18 +20,21 @@ _CONTROL: Final = "control"
 
 BUILDING: Final = "building"
 LIVE: Final = "live"
+PAST: Final = "past"
 DROPPED: Final = "dropped"
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """A set of tables. `state` is `building`, `live` (some partition is read from it) or `dropped`.
+    """A set of tables. `created` and `until` are in UTC.
 
-    `created` is in UTC.
+    `state` is `building`, `live` (agents are read from it, or were), `dropped`, or `past`: built of
+    what was in the log before the time `until`, to be looked at, and never live.
     """
 
     number: int
     state: str
     created: dt.datetime
+    until: dt.datetime | None = None
 
 
 class Catalog:
@@ -124,14 +127,21 @@ class Catalog:
         Raises:
             UnsupportedFormat: one that is not dropped has tables of a newer format.
         """
-        rows = await self._run("SELECT generation, format, state, created FROM {}.generations")
-        for number, version, state, _ in rows:
+        rows = await self._run(
+            "SELECT generation, format, state, created, until FROM {}.generations"
+        )
+        for number, version, state, *_ in rows:
             if version > schema.FORMAT and state != DROPPED:
                 raise self._newer(f"generation {number}", version)
         return sorted(
             (
-                Generation(number, state, created.replace(tzinfo=dt.UTC))
-                for number, _, state, created in rows
+                Generation(
+                    number,
+                    state,
+                    created.replace(tzinfo=dt.UTC),
+                    until and until.replace(tzinfo=dt.UTC),
+                )
+                for number, _, state, created, until in rows
             ),
             key=lambda generation: generation.number,
         )
@@ -141,22 +151,50 @@ class Catalog:
         rows = await self._run("SELECT partition, generation FROM {}.partitions")
         return {partition: generation for partition, generation in rows if generation is not None}
 
-    async def build(self) -> Generation:
-        """Make a new generation with empty tables, beside those there are."""
+    async def build(self, until: dt.datetime | None = None) -> Generation:
+        """Make a new generation with empty tables, beside those there are.
+
+        `until`, in whole milliseconds: it is of the past, and is never going to be live.
+        """
         while True:
             number = max([0, *(each.number for each in await self.generations())]) + 1
-            if await self._add(number, BUILDING):
+            if await self._add(number, BUILDING, until):
                 await schema.create_generation(self._session, self._cluster, number)
-                return await self._generation(number)
+                return await self.generation(number)
+
+    async def finish(self, number: int) -> None:
+        """Say that a generation of the past is complete."""
+        await self._set_state(number, PAST)
+
+    async def progress(self, number: int) -> dict[int, int]:
+        """Of a generation that is built: before which offset of each partition all is in it."""
+        rows = await self._run(
+            f"SELECT partition, position FROM {{}}.replays WHERE generation = {number}"
+        )
+        return dict(rows)
+
+    async def note_progress(self, number: int, partition: int, position: int) -> None:
+        """Note that all before an offset of a partition is in a generation's tables."""
+        await self._run(
+            "INSERT INTO {}.replays (generation, partition, position)"
+            f" VALUES ({number}, {partition}, {position})"
+        )
 
     async def switch(self, partition: int, before: int, after: int) -> None:
         """From now on a partition is read from generation `after`.
 
         Raises:
-            Incompatible: it is not read from `before` any more, or `after` was dropped.
+            Incompatible: it is not read from `before` any more; or `after` was dropped, or is of
+                a past time.
         """
-        if (await self._generation(after)).state == DROPPED:
+        generation = await self.generation(after)
+        if generation.state == DROPPED:
             raise Incompatible(f"generation {after} was dropped", hint="build a new one")
+        if generation.until is not None:
+            raise Incompatible(
+                f"generation {after} ends at {generation.until.isoformat()}",
+                hint="it can be looked at; build one that has everything",
+            )
         [(applied, *_)] = await self._run(
             f"UPDATE {{}}.partitions SET generation = {after}"
             f" WHERE partition = {partition} IF generation = {before}"
@@ -175,7 +213,7 @@ class Catalog:
             InvalidInput: a partition is read from it.
             NotFound: there is none of this number.
         """
-        await self._generation(number)
+        await self.generation(number)
         read = sorted(
             p for p, generation in (await self.placement()).items() if generation == number
         )
@@ -189,16 +227,19 @@ class Catalog:
             [f"DROP KEYSPACE IF EXISTS {self._cluster.keyspace(number)}"]
         )
 
-    async def _generation(self, number: int) -> Generation:
+    async def generation(self, number: int) -> Generation:
+        """A generation by its number. Raises NotFound."""
         for generation in await self.generations():
             if generation.number == number:
                 return generation
         raise NotFound(f"there is no generation {number}", hint="`perdure replay` builds one")
 
-    async def _add(self, number: int, state: str) -> bool:
+    async def _add(self, number: int, state: str, until: dt.datetime | None = None) -> bool:
+        ends = "null" if until is None else str(round(until.timestamp() * 1000))
         [(applied, *_)] = await self._run(
-            "INSERT INTO {}.generations (generation, format, state, created)"
-            f" VALUES ({number}, {schema.FORMAT}, '{state}', toTimestamp(now())) IF NOT EXISTS"
+            "INSERT INTO {}.generations (generation, format, state, created, until)"
+            f" VALUES ({number}, {schema.FORMAT}, '{state}', toTimestamp(now()), {ends})"
+            " IF NOT EXISTS"
         )
         return bool(applied)
 

@@ -1,15 +1,30 @@
 """In which generation each partition of the log, and so each agent, is read."""
 
+import time
 from collections.abc import Callable
+from typing import Final
+
+import tenacity
 
 from perdure.cassandra.catalog import Catalog
 from perdure.cassandra.session import Session
 from perdure.cassandra.tables import Tables
+from perdure.errors import Incompatible, Refused, Unreachable
 from perdure.settings import Cluster
+
+SWITCH_SECONDS: Final = 15.0
+"""How long a switch waits for what builds the new generation; then it doesn't take place."""
+
+POLL_SECONDS: Final = 0.02
+TOLD_SECONDS: Final = 1.0
+"""After so long it is told that a switch waits."""
 
 
 class LiveGenerations:
-    """`tables.Generations` as the catalog has it; `refresh` after a generation was switched."""
+    """`tables.Generations` and `recorder.partition.Placement`, as the catalog has it.
+
+    `refresh` after a generation was switched.
+    """
 
     def __init__(
         self,
@@ -25,6 +40,8 @@ class LiveGenerations:
         self._prepared: dict[int, Tables] = {}
         self._of_partition: dict[int, Tables] = {}
         self._only: Tables | None = None
+        self._asked: dict[int, tuple[int, float]] = {}
+        """The switch that a partition waits for: its position, and since when."""
 
     @classmethod
     async def open(
@@ -51,6 +68,51 @@ class LiveGenerations:
         self._of_partition = {part: prepared[number] for part, number in placement.items()}
         self._only = next(iter(prepared.values())) if len(prepared) == 1 else None
         return placement
+
+    async def switch(self, partition: int, position: int, generation: int) -> None:
+        """Go on in another generation, once everything before the position is in it.
+
+        Raises:
+            Unreachable: it isn't yet; ask again.
+            Refused: it is not for too long: whoever builds the generation may be gone.
+            NotFound, Incompatible: it is no generation that could be switched to.
+        """
+        before = (await self._catalog.placement()).get(partition)
+        if before is not None and before != generation:
+            await self._caught_up(partition, position, generation)
+            try:
+                await self._catalog.switch(partition, before, generation)
+            except Incompatible:
+                # Another recorder, which has the partition no more or not yet, was here first.
+                if (await self._catalog.placement()).get(partition) != generation:
+                    raise
+        self._asked.pop(partition, None)
+        await self.refresh()
+
+    async def _caught_up(self, partition: int, position: int, generation: int) -> None:
+        await self._catalog.generation(generation)
+        asked, since = self._asked.get(partition, (-1, 0.0))
+        if asked != position:
+            since = time.monotonic()
+            self._asked[partition] = position, since
+
+        async def reached() -> bool:
+            return (await self._catalog.progress(generation)).get(partition, -1) > position
+
+        try:
+            await tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_result(lambda there: not there),
+                wait=tenacity.wait_fixed(POLL_SECONDS),
+                stop=tenacity.stop_after_delay(TOLD_SECONDS),
+            )(reached)
+        except tenacity.RetryError as error:
+            lacking = f"generation {generation} lacks records before {partition}:{position}"
+            if time.monotonic() - since < SWITCH_SECONDS:
+                raise Unreachable(f"{lacking} yet", hint="`perdure replay` brings them") from error
+            raise Refused(
+                f"{lacking}, after {SWITCH_SECONDS:.0f} s",
+                hint="nothing was switched; `perdure replay` goes on and tries again",
+            ) from error
 
     def of(self, store: str, agent: str) -> Tables:
         """The tables of an agent."""

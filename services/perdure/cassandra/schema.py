@@ -33,12 +33,19 @@ CONTROL: Final = (
     """CREATE TABLE IF NOT EXISTS {keyspace}.generations (
     generation int PRIMARY KEY,
     format int,                     -- of its tables
-    state text,                     -- building, live or dropped
-    created timestamp
+    state text,                     -- building, live, past or dropped
+    created timestamp,
+    until timestamp                 -- of one that was built up to a time of the past; else null
 )""",
     """CREATE TABLE IF NOT EXISTS {keyspace}.partitions (
     partition int PRIMARY KEY,      -- of the topic of events
     generation int                  -- the one that is read
+)""",
+    """CREATE TABLE IF NOT EXISTS {keyspace}.replays (
+    generation int,                 -- the one that is built
+    partition int,
+    position bigint,                -- all records of the log before this offset are in its tables
+    PRIMARY KEY ((generation), partition)
 )""",
 )
 

@@ -58,7 +58,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     `opened`       a claim: `epoch` is the one it was given, at `sequence` and `chain` (hexadecimal)
     `forked`       the agent was created as a fork; `events` is its first event, `epoch` its epoch
     `dead-letter`  it could not be recorded; `error` says why
-    `switched`     the agent's tables are of another generation from here on
+    `switched`     the partition's tables are of `generation` from here on
     """
 
     offset: int
@@ -68,6 +68,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     error: Problem | None = None
     sequence: int = 0
     chain: str = ""
+    generation: int = 0
 
     def answers(self) -> list[Event]:
         """The events that answer the write.
@@ -102,6 +103,11 @@ class JournalRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     forked_at: int = 0
     through: int = -1
 
+    @property
+    def switched(self) -> bool:
+        """Whether it tells that the partition's tables are of another generation."""
+        return any(entry.outcome == "switched" for entry in self.entries)
+
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(JournalRecord)
@@ -119,7 +125,7 @@ def decode(value: bytes | None) -> JournalRecord:
         Corrupt: the value is none.
 
     >>> decode(encode(JournalRecord("default", "airline/mia", 3, [Entry(17, "recorded")]))).entries
-    [Entry(offset=17, outcome='recorded', events=(), epoch=0, error=None, sequence=0, chain='')]
+    [Entry(offset=17, outcome='recorded', events=(), epoch=0, error=None, sequence=0, ...)]
     """
     try:
         return _decoder.decode(value or b"")

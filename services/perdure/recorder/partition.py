@@ -6,6 +6,8 @@ Invariants:
 - Appends of an agent are written in their order; agents are independent of each other.
 - What is looked up may come from a recorder that is further on; it never decides anything here.
 - An agent whose records can't be recorded holds up no other: they become dead letters.
+- At a record that switches the generation of the tables, all before it is in the old one and all
+  after it goes into the new one: nothing is between.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ import msgspec
 
 from perdure.errors import InvalidData, InvalidInput, PerdureError, Unavailable
 from perdure.kafka.journal import Entry, JournalRecord, problem_of
+from perdure.kafka.switching import generation_of
 from perdure.kafka.wire import Headers, decode, key_of, partition_of
 from perdure.model.event import Event
 from perdure.recorder.core import (
@@ -78,6 +81,26 @@ class Patience(Protocol):
         ...
 
 
+class Placement(Protocol):
+    """In which generation of the tables a partition's agents are."""
+
+    async def refresh(self) -> object:
+        """Look again. Raises Unavailable."""
+        ...
+
+    async def switch(self, partition: int, position: int, generation: int) -> None:
+        """From the record at a position on, the partition's agents are in this generation.
+
+        Again it changes nothing.
+
+        Raises:
+            Unavailable (retriable): the tables can't serve now, or the generation doesn't have yet
+                what comes before the position.
+            PerdureError: it is no generation that could be switched to.
+        """
+        ...
+
+
 class Done(NamedTuple):
     """What a step did."""
 
@@ -100,7 +123,10 @@ class _Told(NamedTuple):
 
 
 class PartitionRecorder:
-    """Records the records of one partition, in their order."""
+    """Records the records of one partition, in their order.
+
+    Without a `placement` records that switch the generation of the tables are passed over.
+    """
 
     def __init__(
         self,
@@ -111,6 +137,7 @@ class PartitionRecorder:
         journal: Journal,
         heads: Heads,
         patiently: Patience,
+        placement: Placement | None = None,
     ) -> None:
         self._partition = partition
         self._partitions = partitions
@@ -118,13 +145,50 @@ class PartitionRecorder:
         self._journal = journal
         self._heads = heads
         self._patiently = patiently
+        self._placement = placement
+        self._placed = placement is None
         self._writes = 0
         self._write_seconds = 0.0
 
     async def step(self, records: Sequence[Source]) -> Done:
         """Record consecutive records. When it raises, all of them have to be given again."""
-        if not records:
-            return Done(0, 0, 0, 0, 0, 0, 0.0)
+        if self._placement is not None and not self._placed:
+            # Others may have had the partition since it was last looked.
+            await self._read(self._placement.refresh)
+            self._placed = True
+        done = _NOTHING
+        for part in _divided(records):
+            generation = generation_of(part[0])
+            if generation is None:
+                did = await self._record(part)
+            else:
+                did = await self._switch(part[0], generation)
+            done = Done(*[sum(both) for both in zip(done, did, strict=True)])  # type: ignore[arg-type]
+        return done
+
+    async def _switch(self, record: Source, generation: int) -> Done:
+        """Go on in another generation of the tables, or tell why not."""
+        entry = Entry(record.offset, "switched", generation=generation)
+        placement = self._placement
+        if placement is not None:
+            try:
+                await self._patiently(
+                    f"generation {generation}",
+                    lambda: placement.switch(self._partition, record.offset, generation),
+                )
+            except Unavailable:
+                raise
+            except PerdureError as error:
+                entry = Entry(record.offset, "refused", error=problem_of(error))
+            self._heads.drop(self._partition)
+        told = JournalRecord("", "", self._partition, [entry], through=record.offset)
+        await self._patiently(
+            "the journal", lambda: self._journal.tell(self._partition, [(b"", told)])
+        )
+        return _NOTHING._replace(records=1, refused=int(entry.error is not None))
+
+    async def _record(self, records: Sequence[Source]) -> Done:
+        """Record consecutive records of agents."""
         self._writes, self._write_seconds = 0, 0.0
         works, told = self._decoded(records)
         sources = {record.offset: record for record in records}
@@ -278,6 +342,21 @@ class PartitionRecorder:
         )
         self._writes += 1
         self._write_seconds += time.perf_counter() - started
+
+
+_NOTHING: Final = Done(0, 0, 0, 0, 0, 0, 0.0)
+
+
+def _divided(records: Sequence[Source]) -> list[Sequence[Source]]:
+    """Records in parts: each that switches the generation is one by itself."""
+    parts: list[Sequence[Source]] = []
+    first = 0
+    for index, record in enumerate(records):
+        if not record.key and generation_of(record) is not None:
+            parts += [records[first:index], records[index : index + 1]]
+            first = index + 1
+    parts.append(records[first:])
+    return [part for part in parts if part]
 
 
 def _past(event: Event, stream: Stream) -> bool:

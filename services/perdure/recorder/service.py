@@ -104,6 +104,7 @@ class Recorder:
         self._topic = cluster.topic("events")
         self._stack = contextlib.AsyncExitStack()
         self._recordings: Recordings | None = None
+        self._placement: LiveGenerations | None = None
         self._journal: KafkaJournal | None = None
         self._log = logger("perdure.recorder")
 
@@ -130,13 +131,15 @@ class Recorder:
         session = await self.patiently("Cassandra", lambda: Session.connect(cluster))
         self._stack.push_async_callback(session.close)
 
-        async def recordings() -> Recordings:
+        async def opened() -> tuple[LiveGenerations, int]:
             catalog = await Catalog.open(session, cluster)
             generation = await catalog.checked_topics(cluster.partitions)
             live = await LiveGenerations.open(session, cluster, catalog, self._partition_of)
-            return CassandraRecordings(session, live, generation)
+            return live, generation
 
-        self._recordings = await self.patiently("Cassandra", recordings)
+        live, generation = await self.patiently("Cassandra", opened)
+        self._placement = live
+        self._recordings = CassandraRecordings(session, live, generation)
         self._journal = journal
 
     async def finish(self) -> None:
@@ -191,6 +194,7 @@ class Recorder:
             journal=self._journal,
             heads=self.heads,
             patiently=self.patiently,
+            placement=self._placement,
         )
         return Worker(
             partition,
