@@ -15,7 +15,7 @@ from perdure.model.event import decode
 from perdure.model.sequencing import link
 from perdure.model.timeline import Revert, Span
 from perdure.recorder import buckets
-from perdure.recorder.recordings import forked, fresh
+from perdure.recorder.recordings import Written, forked, fresh
 
 AGENT = "airline/mia"
 
@@ -112,7 +112,7 @@ async def test_buckets_close_and_open(place, small_buckets):
         for found in (
             await place.recordings.written_at(place.store, AGENT, stream, range(30))
         ).values()
-        for data in found
+        for data in found.events
     ):
         chain = link(chain, data)
     assert chain == stream.head.chain
@@ -200,17 +200,20 @@ async def test_written_at_finds_what_each_append_brought(place, small_buckets):
     """The stored bytes of appends are found by their positions, over several buckets."""
     stream, expected = fresh(AGENT), {}
     for number in range(25):
+        expected[number * 10] = Written(stream.head.sequence, [])
         after, rows = decided(stream, AGENT, [note(number)] * (number % 3), number * 10)
         if rows:
             await place.recordings.write(place.store, AGENT, stream, after, rows)
             stream = after
-            expected[number * 10] = [row.recorded.data for row in rows]
-    everything = range(250)
+            brought = [row.recorded.data for row in rows]
+            expected[number * 10] = expected[number * 10]._replace(events=brought)
+    everything = range(0, 250, 10)
     found = await place.recordings.written_at(place.store, AGENT, stream, everything)
     assert found == expected
     last = max(expected)
     assert await place.recordings.written_at(place.store, AGENT, stream, [last, 7]) == {
-        last: expected[last]
+        last: expected[last],
+        7: Written(0, []),
     }
     assert await place.recordings.written_at(place.store, AGENT, stream, []) == {}
 

@@ -30,7 +30,7 @@ from perdure.cassandra.tables import Generations, Tables
 from perdure.model.event import Event
 from perdure.model.sequencing import Head
 from perdure.recorder.buckets import ID_BUCKETS
-from perdure.recorder.recordings import Row, Stream, fresh
+from perdure.recorder.recordings import Row, Stream, Written, fresh
 
 ROW_BYTES: Final = 200
 """Bytes of an event's rows beside its stored bytes, about."""
@@ -254,19 +254,26 @@ class CassandraRecordings:
 
     async def written_at(
         self, store: str, agent: str, stream: Stream, positions: Collection[int]
-    ) -> dict[int, list[bytes]]:
-        wanted = {self._base + position: position for position in positions}
-        oldest = min(wanted, default=0)
-        found: dict[int, list[bytes]] = {}
+    ) -> dict[int, Written]:
+        asked = sorted(set(positions))
+        found: dict[int, list[bytes]] = {position: [] for position in asked}
+        before: dict[int, int] = {}
+        sequence = stream.head.sequence
         async with contextlib.aclosing(self._back(store, agent, stream)) as pages:
             async for page in pages:
                 for data, written in page:
-                    position = wanted.get(written)
-                    if position is not None:
-                        found.setdefault(position, []).append(data)
-                if page and page[-1][1] < oldest:
+                    position = written - self._base
+                    while asked and asked[-1] > position:
+                        before[asked.pop()] = sequence
+                    if asked and asked[-1] == position:
+                        found[position].append(data)
+                    sequence -= 1
+                if not asked:
                     break
-        return {position: data[::-1] for position, data in found.items()}
+        return {
+            position: Written(before.get(position, stream.forked_at), data[::-1])
+            for position, data in found.items()
+        }
 
     async def _back(
         self, store: str, agent: str, stream: Stream

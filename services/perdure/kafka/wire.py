@@ -55,6 +55,7 @@ Headers: TypeAlias = Sequence[tuple[str, bytes | None]]
 _STORE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _SCHEMA = "urn:perdure:event:"
+_RARE = frozenset({"ce_correlationid", "ce_causationid", "ce_traceparent", "ce_keyid"})
 _CONTROL_TYPE = "agent.opened"
 _FORK_TYPE = "agent.forked"
 _encoder = msgspec.json.Encoder()
@@ -221,8 +222,8 @@ def _decode_binary(
     writer, number = get("ce_writer"), get("ce_writersequence")
     epoch, expected = get("ce_epoch"), get("ce_expectedsequence")
     type_name = event_type.decode()
-    writer_name = None if writer is None else _text("writer", writer.decode())
-    source_name = _text("source", source.decode())
+    writer_name = None if writer is None else _repeated("writer", writer)
+    source_name = _repeated("source", source)
     event = NewEvent(
         type=type_name,
         data=_data(type_name, value),
@@ -232,11 +233,15 @@ def _decode_binary(
         version=1 if schema is None else _version(schema, event_type),
         writer=writer_name,
         writer_sequence=None if number is None else _number("writersequence", number, 1),
-        correlation_id=_optional(headers, "correlationid"),
-        causation_id=_optional(headers, "causationid"),
-        traceparent=_optional(headers, "traceparent"),
-        key_id=_optional(headers, "keyid"),
     )
+    if not headers.keys().isdisjoint(_RARE):
+        event = msgspec.structs.replace(
+            event,
+            correlation_id=_optional(headers, "correlationid"),
+            causation_id=_optional(headers, "causationid"),
+            traceparent=_optional(headers, "traceparent"),
+            key_id=_optional(headers, "keyid"),
+        )
     append = Append(
         agent,
         (event,),
@@ -528,6 +533,12 @@ def _data(event_type: str, value: bytes) -> JSON:
     return data
 
 
+@functools.lru_cache(maxsize=16_384)
+def _repeated(what: str, value: bytes) -> str:
+    """A text that many records have in common."""
+    return _text(what, value.decode())
+
+
 def _text(what: str, text: str) -> str:
     if 0 < len(text) <= names.KEY_CHARS_MAX and text.isascii() and text.isprintable():
         return text
@@ -544,6 +555,10 @@ def _optional_text(what: str, text: str | None) -> str | None:
 
 
 def _number(what: str, given: bytes | str | int, least: int) -> int:
+    if isinstance(given, bytes) and len(given) <= SEQUENCE_DIGITS and given.isdigit():
+        number = int(given)
+        if least <= number <= NUMBER_MAX:
+            return number
     text = given.decode() if isinstance(given, bytes) else str(given)
     if not text.isascii() or not text.isdecimal() or not least <= int(text[:24]) <= NUMBER_MAX:
         raise InvalidData(
@@ -553,7 +568,12 @@ def _number(what: str, given: bytes | str | int, least: int) -> int:
 
 
 def _time(text: str) -> dt.datetime:
-    return utc("time", text.upper())
+    try:
+        time = dt.datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    # A lower-case t or z is allowed, too (RFC 3339, section 5.6).
+    return time if time is not None and time.tzinfo is dt.UTC else utc("time", text.upper())
 
 
 def _time_text(time: dt.datetime) -> str:

@@ -31,7 +31,7 @@ from perdure.model.event import Event, NewEvent, encode
 from perdure.model.sequencing import Append, Head, Recorded, Verdict, decide
 from perdure.model.timeline import Revert
 from perdure.recorder.buckets import BUCKET_BYTES, BUCKET_EVENTS, opened
-from perdure.recorder.recordings import Row, Stream, forked
+from perdure.recorder.recordings import Row, Stream, Written, forked
 
 WRITE_BYTES: Final = 1_000_000
 """Bytes of events after which a further write is begun."""
@@ -64,7 +64,7 @@ class Asked(NamedTuple):
 class Found(NamedTuple):
     """What was looked up: what `asked` names, and the events of writers' numbers."""
 
-    written: dict[int, list[bytes]]
+    written: dict[int, Written]
     lasts: dict[str, int]
     ids: dict[str, Event]
     numbers: dict[tuple[str, int], Event]
@@ -209,7 +209,7 @@ class _Deciding:
         """Answer a record that was decided before, from what is stored of it."""
         self._repeats = True
         offset, incoming = work
-        stored = self._found.written.get(offset, [])
+        before, stored = self._found.written.get(offset, Written(0, []))
         if incoming.kind == "claim":
             # The epoch it was given is told nowhere but in the journal, where it may be missing.
             self._refuse(offset, _again(self._agent))
@@ -221,10 +221,10 @@ class _Deciding:
         elif len(stored) == len(incoming.append.events):
             self._add(offset, "recorded", stored)
         else:
-            self._repeat_known(offset, incoming.append)
+            self._repeat_known(offset, incoming.append, before + len(stored))
 
-    def _repeat_known(self, offset: int, append: Append) -> None:
-        known = [self._known_event(append, event) for event in append.events]
+    def _repeat_known(self, offset: int, append: Append, sequence: int) -> None:
+        known = [self._known_at(append, event, sequence) for event in append.events]
         if None not in known:
             self._add(offset, "recorded", [encode(event) for event in known if event is not None])
             return
@@ -233,13 +233,17 @@ class _Deciding:
         refused = outcome if isinstance(outcome, Refused) else _refused_before(append, self._head)
         self._refuse(offset, refused)
 
-    def _known_event(self, append: Append, event: NewEvent) -> Event | None:
-        known = None
+    def _known_at(self, append: Append, event: NewEvent, sequence: int) -> Event | None:
+        """What answers an event when the stream is at a sequence: nothing that came later."""
+        found = []
         if append.by_id and event.id is not None:
-            known = self._found.ids.get(event.id)
-        if known is None and event.writer is not None and event.writer_sequence is not None:
-            known = self._found.numbers.get((event.writer, event.writer_sequence))
-        return known
+            found.append(self._found.ids.get(event.id))
+        if event.writer is not None and event.writer_sequence is not None:
+            found.append(self._found.numbers.get((event.writer, event.writer_sequence)))
+        for known in found:
+            if known is not None and (known.subject != self._agent or known.sequence <= sequence):
+                return known
+        return None
 
     def run(self, works: Sequence[Work]) -> None:
         """Decide appends that follow each other."""

@@ -46,6 +46,13 @@ class Row(NamedTuple):
     dedupe: bool
 
 
+class Written(NamedTuple):
+    """What is stored of one append: the stream's last sequence before it, and its events' bytes."""
+
+    before: int
+    events: list[bytes]
+
+
 class Recordings(Protocol):
     """The store side of the recorder.
 
@@ -97,11 +104,8 @@ class Recordings(Protocol):
 
     async def written_at(
         self, store: str, agent: str, stream: Stream, positions: Collection[int]
-    ) -> dict[int, list[bytes]]:
-        """The stored bytes of what appends at these positions brought, in order.
-
-        Of an append that brought nothing (refused, or a duplicate), its position is left out.
-        """
+    ) -> dict[int, Written]:
+        """What appends at these positions found and brought; nothing if refused, or known."""
         ...
 
 
