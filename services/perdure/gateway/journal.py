@@ -4,11 +4,13 @@ Invariants:
 - Nothing is missed over a lost connection: reading goes on where it stopped. Where the topic no
   longer has what comes next, everybody who waits is told to look again.
 - A record that was decided is found, however long ago, as long as the journal has it.
+- Where the journal says that a partition's tables are others from there on, they are looked for
+  before anything that comes after it is told: whoever knows of a write reads where it is.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -44,12 +46,19 @@ _log = logger("perdure.gateway")
 class Journal:
     """The journal of a cluster. `run` has to be running for anything to be learned.
 
-    `follow` is told of every record that comes in.
+    `follow` is told of every record that comes in; `switched` looks in which tables agents are
+    now, and returns when that is known.
     """
 
-    def __init__(self, cluster: Cluster, follow: Callable[[JournalRecord], None]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        follow: Callable[[JournalRecord], None],
+        switched: Callable[[], Awaitable[None]],
+    ) -> None:
         self._cluster = cluster
         self._follow = follow
+        self._switched = switched
         self.verdicts = Verdicts()
         self._positions: dict[TopicPartition, int] = {}
         self._asking: AIOKafkaConsumer | None = None
@@ -87,6 +96,7 @@ class Journal:
             consumer.assign(partitions)
             await self._seek(consumer, partitions)
             await self._asker()
+            await self._switched()  # What was told before where reading begins is not seen.
             self.trouble = ""
             while True:
                 try:
@@ -94,11 +104,12 @@ class Journal:
                 except OffsetOutOfRangeError:
                     self._positions.clear()
                     await self._seek(consumer, partitions)
+                    await self._switched()
                     self.verdicts.lost()
                     continue
                 for partition, records in found.items():
                     for record in records:
-                        self._note(record.value, partition, record.offset)
+                        await self._note(record.value, partition, record.offset)
                     self._positions[partition] = records[-1].offset + 1
                 self.verdicts.settle()
 
@@ -120,13 +131,15 @@ class Journal:
                 self.verdicts.lost()
             consumer.seek(partition, position)
 
-    def _note(self, value: bytes, partition: TopicPartition, offset: int) -> None:
+    async def _note(self, value: bytes, partition: TopicPartition, offset: int) -> None:
         try:
             record = decode(value)
         except PerdureError as error:
             # The recorder alone writes there; one record of somebody else's must not stop reading.
             _log.error("no journal record", partition=partition, offset=offset, reason=str(error))
             return
+        if record.switched:
+            await self._switched()
         self._follow(record)
         self.verdicts.note(record, len(value))
 
@@ -181,6 +194,7 @@ class Journal:
                 break
             # The journal doesn't tell where all its records are gone, or the last one told less.
             if await self._committed(events) > last:
+                await self._switched()  # A switch may be among what isn't told.
                 break
         return True
 

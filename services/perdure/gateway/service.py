@@ -73,14 +73,14 @@ class Gateway:
     ) -> None:
         self.cluster = cluster
         self.health = Health(service, ready=self._not_ready)
-        self.journal = Journal(cluster, self._follow)
+        self.journal = Journal(cluster, self._follow, self.refresh)
         self.positions = Positions(cluster, self.journal)
         self.desk = Desk(States(projections, upcasters), self._source, self.positions)
         self.metrics = Metrics(self.health.registry, self)
         self._connect = connect
+        self._found: Sources | None = None
         self._sources: Sources | None = None
         self._failure = ""
-        self._switched = asyncio.Event()
         self._stores: OrderedDict[str, StoreSources] = OrderedDict()
 
     @property
@@ -117,7 +117,6 @@ class Gateway:
         tasks = [
             asyncio.create_task(self.journal.run()),
             asyncio.create_task(self._open()),
-            asyncio.create_task(self._refresh()),
             asyncio.create_task(self._end_waits(stopping())),
         ]
         try:
@@ -134,26 +133,25 @@ class Gateway:
                 return await stack.enter_async_context(self._connect(self.health))
 
             try:
-                self._sources = await self.health.patiently("the engines", opened)
+                self._found = await self.health.patiently("the engines", opened)
+                await self.refresh()  # What was switched while they were opened told nobody.
+                self._sources = self._found
                 await asyncio.Event().wait()
             except PerdureError as error:
                 # Newer tables, another number of partitions: no patience helps.
                 self._failure = str(error)
                 logger("perdure.gateway").error("can't start", reason=str(error))
             finally:
-                self._sources = None
+                self._found = self._sources = None
                 self._stores.clear()
 
-    async def _refresh(self) -> None:
-        """Read agents from where they are now, whenever the journal says that it has changed."""
-        while True:
-            await self._switched.wait()
-            self._switched.clear()
-            await self.health.patiently("Cassandra", self._refreshed)
+    async def refresh(self) -> None:
+        """Look in which generation of the tables agents are now; waits until that is known."""
+        await self.health.patiently("Cassandra", self._refreshed)
 
     async def _refreshed(self) -> None:
-        if self._sources is not None:
-            await self._sources.refresh()
+        if self._found is not None:
+            await self._found.refresh()
 
     async def _end_waits(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -170,8 +168,6 @@ class Gateway:
         return Source(store, sources.events, sources.states)
 
     def _follow(self, record: JournalRecord) -> None:
-        if any(entry.outcome == "switched" for entry in record.entries):
-            self._switched.set()
         if record.chain and self.desk.states.keeps(record.store, record.agent):
             head = Head(
                 record.agent, record.sequence, record.epoch, bytes.fromhex(record.chain), None, {}
