@@ -1,17 +1,15 @@
 """The demo from beginning to end: each stage is computed, then told."""
 
 import random
-import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 import perdure
-from perdure.cli.demo import folder, journal
+from perdure.cli.demo import folder, journal, outcome
 from perdure.cli.demo.branch import fork_name, go_another_way
 from perdure.cli.demo.crashes import Watcher, streams, work_and_kill
 from perdure.cli.demo.journal import JOURNAL
@@ -31,9 +29,6 @@ from perdure.cli.demo.results import (
 )
 from perdure.cli.demo.script import agent_of, planned, shipped_runs
 from perdure.cli.demo.sizes import measured
-from perdure.model.runs import Run
-
-_CUSTOMER = re.compile(r"\b[a-z]+_[a-z]+_\d{4}\b")
 
 
 class Audience(Protocol):
@@ -100,7 +95,9 @@ async def conduct(
             perdure.connect(path, create=False) as store,
             perdure.connect(other, create=False) as uninterrupted,
         ):
-            agents = [await _compared(store, uninterrupted, run, cut_short) for run in chosen]
+            agents = [
+                await outcome.compared(store, uninterrupted, run, cut_short) for run in chosen
+            ]
             audience.crashes(crashes, tally, agents)
             with audience.progress("looking up every past state", tally.recorded) as progress:
                 past = await look_back(store, chosen, events, progress)
@@ -113,7 +110,7 @@ async def conduct(
             audience.recall(recall)
             audience.sizes(sizes)
             with audience.progress("verifying", None):
-                verified = await _verified(store)
+                verified = await outcome.verified(store)
             audience.verified(verified)
         results = Results(
             folder=str(path),
@@ -129,78 +126,14 @@ async def conduct(
             sizes=sizes,
             verified=verified,
             checks={
-                **_checks_of_crashes(crashes, tally, agents),
-                **_checks_of_views(past, fork, recall),
+                **outcome.checks_of_events(tally, agents, sum(kill.lost for kill in crashes.kills)),
+                **outcome.checks_of_views(past, fork, recall),
                 "verify found nothing": not verified.findings,
             },
             commands=_commands(path, past, fork, recall),
         )
         audience.ends(results)
         return results
-
-
-async def _compared(
-    store: perdure.Store, uninterrupted: perdure.Store, run: Run, cut_short: Counter[str]
-) -> AgentResult:
-    name = agent_of(run)
-    state = await store.view(name).state_at()
-    customer = next(
-        (
-            found[0]
-            for message in run.messages
-            if message["role"] == "user" and (found := _CUSTOMER.search(str(message["content"])))
-        ),
-        "",
-    )
-    return AgentResult(
-        agent=name,
-        customer=customer,
-        messages=len(state.messages),
-        events=state.sequence,
-        tool_calls=len(state.tools.calls),
-        memories=state.memories.count,
-        cut_short=cut_short[name],
-        state_equal=state == await uninterrupted.view(name).state_at(),
-        messages_equal=state.messages.to_list() == list(run.messages),
-    )
-
-
-async def _verified(store: perdure.Store) -> Verified:
-    agents = [line.agent async for line in store.agents()]
-    looked_at = [await store.view(agent).verify() for agent in agents]
-    return Verified(
-        agents=len(agents),
-        events=sum(each.events for each in looked_at),
-        checkpoints=sum(each.checkpoints for each in looked_at),
-        findings=[
-            f"{finding.subject}: {finding.problem}"
-            for each in looked_at
-            for finding in each.findings
-        ],
-    )
-
-
-def _checks_of_crashes(
-    crashes: Crashes, tally: Tally, agents: Sequence[AgentResult]
-) -> dict[str, bool]:
-    """Each claim about what the kills did, and whether it held."""
-    lost = tally.lost + tally.missing + sum(kill.lost for kill in crashes.kills)
-    return {
-        "no event was lost": lost == 0,
-        "no event was doubled": tally.doubled == 0,
-        "all events are in order": tally.out_of_order == 0,
-        "each state equals that of the uninterrupted run": all(each.state_equal for each in agents),
-        "each conversation equals the recording": all(each.messages_equal for each in agents),
-    }
-
-
-def _checks_of_views(past: Past, fork: Fork, recall: Recall) -> dict[str, bool]:
-    """Each claim about looking at other times and timelines, and whether it held."""
-    return {
-        "each past state is right": past.states == past.states_equal,
-        "the fork left the original as it was": fork.original_unchanged and fork.shared_equal,
-        "memory asked about the past knows nothing later": recall.past_kept_apart,
-    }
 
 
 def _commands(path: Path, past: Past, fork: Fork, recall: Recall) -> list[list[str]]:

@@ -17,7 +17,8 @@ JOURNAL: Final = "acknowledged.jsonl"
 class Acknowledged(msgspec.Struct, frozen=True, omit_defaults=True, tag="acknowledged"):
     """An answer that the agent got: the event has this sequence. `process` counts from 1.
 
-    A checkpoint is acknowledged with the digest of its content instead of an event's id.
+    The sequence is 0 of what the log of a cluster has acknowledged and is not recorded yet. A
+    checkpoint is acknowledged with the digest of its content instead of an event's id.
     """
 
     process: int

@@ -43,23 +43,33 @@ def judged(journal: Sequence[Acknowledged], store: Streams, uninterrupted: Strea
     )
 
 
-def lost(journal: Sequence[Acknowledged], store: Streams) -> set[tuple[str, int]]:
+def lost(
+    journal: Sequence[Acknowledged], store: Streams
+) -> set[tuple[str, int] | tuple[str, str | None]]:
     """Where the store doesn't hold the event that was acknowledged there.
+
+    What was acknowledged before it had a sequence is named by its id or digest, and may be anywhere
+    in its agent's stream: whether that is in order is compared with the uninterrupted run.
 
     >>> lost([Acknowledged(1, "demo/0.0", 1, id="0.0/0.0")], {})
     {('demo/0.0', 1)}
+    >>> lost([Acknowledged(1, "demo/0.0", 0, id="0.0/0.0")], {})
+    {('demo/0.0', '0.0/0.0')}
     """
     return {
-        (said.agent, said.sequence)
+        (said.agent, said.sequence) if said.sequence else (said.agent, said.id or said.digest)
         for said in journal
         if not _holds(store.get(said.agent, ()), said)
     }
 
 
 def _holds(stream: Sequence[Event], said: Acknowledged) -> bool:
-    if not 1 <= said.sequence <= len(stream):
-        return False
-    event = stream[said.sequence - 1]
+    if not said.sequence:
+        return any(_is(event, said) for event in stream)
+    return 1 <= said.sequence <= len(stream) and _is(stream[said.sequence - 1], said)
+
+
+def _is(event: Event, said: Acknowledged) -> bool:
     if said.digest is not None:
         return isinstance(event.data, dict) and event.data.get("digest") == said.digest
     return event.id == said.id

@@ -104,70 +104,10 @@ class Printed:
             "looked at the states of its agents, and went on from there."
         )
         unheard = sum(kill.unheard for kill in crashes.kills)
-        rows: list[tuple[Cell, ...]] = [
-            (str(tally.recorded), "recorded", "in the log, once the work was done"),
-            (str(tally.acknowledged), "acknowledged", "the agent got an answer for them"),
-            (
-                str(unheard),
-                "unheard",
-                "in the log already when a kill cut off the answer",
-            ),
-            (
-                str(tally.asked_again),
-                "asked again",
-                "emitted once more after a restart, to be sure: the log knew them by their id",
-            ),
-        ]
-        if (silent := tally.recorded - tally.acknowledged) > 0:
-            rows.append(
-                (
-                    str(silent),
-                    "never answered",
-                    "found in the state after a restart, so not asked for again",
-                )
-            )
-        rows += [
-            (_zero(tally.lost), "lost", "acknowledged, and not in the log"),
-            (_zero(tally.missing), "missing", "in the log of an uninterrupted run only"),
-            (_zero(tally.doubled), "doubled", "in the log more often than in that run's"),
-            (_zero(tally.out_of_order), "out of order", "elsewhere than in that run"),
-        ]
-        self._table(("count", "events", ""), rows, right="r")
-        self._heading("Is each agent what it would have been?")
-        self._say(
-            "The same work was done once more, in another folder, by a process that nobody killed. "
-            "Each agent's state (conversation, tools, task, records, memories, checkpoints, "
-            "sequence) is compared with that one, and its conversation with the recording."
+        self._tally(
+            tally, [(str(unheard), "unheard", "in the log already when a kill cut off the answer")]
         )
-        self._table(
-            (
-                "agent",
-                "customer",
-                "cut short",
-                "events",
-                "tools",
-                "state",
-                "messages",
-                "as recorded",
-            ),
-            [
-                (
-                    each.agent,
-                    each.customer or "–",
-                    f"{each.cut_short} ×",
-                    str(each.events),
-                    str(each.tool_calls),
-                    _equal(each.state_equal),
-                    str(each.messages),
-                    _equal(each.messages_equal),
-                )
-                for each in agents
-            ],
-            right="llrrrlr",
-        )
-        equal = sum(each.state_equal for each in agents)
-        self._say(f"Equal to the uninterrupted run: {equal} of {len(agents)} agents.")
-        self._gap()
+        self._agents(agents, "in another folder, by a process that nobody killed")
 
     def past(self, past: Past) -> None:
         """The state at an earlier sequence, and what changed."""
@@ -298,6 +238,72 @@ class Printed:
         for _, *arguments in results.commands:
             command = shlex.join([_perdure(), *arguments])
             self._print(Padding(Text(command, style="cyan"), (0, 0, 0, 2)), wide=True)
+        self._gap()
+
+    def _tally(self, tally: Tally, others: Sequence[tuple[Cell, ...]]) -> None:
+        """How many events were acknowledged, and what became of them."""
+        rows: list[tuple[Cell, ...]] = [
+            (str(tally.recorded), "recorded", "in the log, once the work was done"),
+            (str(tally.acknowledged), "acknowledged", "the agent got an answer for them"),
+            *others,
+            (
+                str(tally.asked_again),
+                "asked again",
+                "emitted once more after a restart, to be sure: the log knew them by their id",
+            ),
+        ]
+        if (silent := tally.recorded - tally.acknowledged) > 0:
+            rows.append(
+                (
+                    str(silent),
+                    "never answered",
+                    "found in the state after a restart, so not asked for again",
+                )
+            )
+        rows += [
+            (_zero(tally.lost), "lost", "acknowledged, and not in the log"),
+            (_zero(tally.missing), "missing", "in the log of an uninterrupted run only"),
+            (_zero(tally.doubled), "doubled", "in the log more often than in that run's"),
+            (_zero(tally.out_of_order), "out of order", "elsewhere than in that run"),
+        ]
+        self._table(("count", "events", ""), rows, right="r")
+
+    def _agents(self, agents: Sequence[AgentResult], where: str) -> None:
+        """Each agent beside its twin of an uninterrupted run, which took place `where`."""
+        self._heading("Is each agent what it would have been?")
+        self._say(
+            f"The same work was done once more, {where}. "
+            "Each agent's state (conversation, tools, task, records, memories, checkpoints, "
+            "sequence) is compared with that one, and its conversation with the recording."
+        )
+        self._table(
+            (
+                "agent",
+                "customer",
+                "cut short",
+                "events",
+                "tools",
+                "state",
+                "messages",
+                "as recorded",
+            ),
+            [
+                (
+                    each.agent,
+                    each.customer or "–",
+                    f"{each.cut_short} ×",
+                    str(each.events),
+                    str(each.tool_calls),
+                    _equal(each.state_equal),
+                    str(each.messages),
+                    _equal(each.messages_equal),
+                )
+                for each in agents
+            ],
+            right="llrrrlr",
+        )
+        equal = sum(each.state_equal for each in agents)
+        self._say(f"Equal to the uninterrupted run: {equal} of {len(agents)} agents.")
         self._gap()
 
     def _hits(self, hits: Sequence[Recalled]) -> None:

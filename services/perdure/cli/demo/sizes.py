@@ -4,7 +4,7 @@ import contextlib
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
@@ -20,10 +20,20 @@ EVENTS: Final = "segments"
 """The table that holds the events."""
 
 
-async def measured(
-    store: perdure.Store, path: Path, runs: Sequence[Run], events: Streams, snapshot_bytes: int
-) -> Sizes:
-    """Measure the store as the crashes left it; `snapshot_bytes` is known from looking back."""
+class Saved(NamedTuple):
+    """Checkpoints of working objects: how many, and their bytes before and after compression.
+
+    `json` is what they take as plain JSON.
+    """
+
+    objects: int
+    size: int
+    stored: int
+    json: int
+
+
+async def checkpoints(store: perdure.Store, runs: Sequence[Run], events: Streams) -> Saved:
+    """Restore every checkpoint that the runs saved, and measure it."""
     count = size = stored = as_json = 0
     for run in runs:
         view = store.view(agent_of(run))
@@ -36,17 +46,35 @@ async def measured(
             size += saved.size
             stored += saved.stored
             as_json += plain_json_size(cast("Workspace", workspace))
+    return Saved(count, size, stored, as_json)
+
+
+async def measured(
+    store: perdure.Store, path: Path, runs: Sequence[Run], events: Streams, snapshot_bytes: int
+) -> Sizes:
+    """Measure the store as the crashes left it; `snapshot_bytes` is known from looking back."""
+    saved = await checkpoints(store, runs, events)
     return Sizes(
-        objects=count,
-        objects_size=size,
-        objects_stored=stored,
-        objects_json=as_json,
-        messages_json=sum(len(msgspec.json.encode(run.messages)) for run in runs),
-        events_json=sum(len(msgspec.json.encode(each)) for each in events.values()),
+        objects=saved.objects,
+        objects_size=saved.size,
+        objects_stored=saved.stored,
+        objects_json=saved.json,
+        messages_json=messages_json(runs),
+        events_json=events_json(events),
         events_stored=_table(path),
         store=folder.size(path),
         snapshots=snapshot_bytes,
     )
+
+
+def messages_json(runs: Sequence[Run]) -> int:
+    """Bytes of the recorded messages as JSON."""
+    return sum(len(msgspec.json.encode(run.messages)) for run in runs)
+
+
+def events_json(events: Streams) -> int:
+    """Bytes of all events as JSON."""
+    return sum(len(msgspec.json.encode(each)) for each in events.values())
 
 
 def _table(path: Path) -> int | None:
