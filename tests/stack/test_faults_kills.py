@@ -1,6 +1,7 @@
 """SIGKILL of every service under load: nothing acknowledged is lost, doubled or reordered."""
 
 import asyncio
+import contextlib
 import os
 import time
 
@@ -21,10 +22,11 @@ UNDISTURBED_SECONDS = 1.5
 def services(engines, tmp_path_factory):
     """Services that these tests may kill, on a cluster of their own."""
     folder = tmp_path_factory.mktemp("faults")
-    for cluster in fresh(engines, folder):
-        cluster = msgspec.structs.replace(cluster, embedder=EMBEDDER)
-        with Services(cluster, folder) as services:
-            yield services
+    with (
+        contextlib.contextmanager(fresh)(engines, folder) as cluster,
+        Services(msgspec.structs.replace(cluster, embedder=EMBEDDER), folder) as services,
+    ):
+        yield services
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -18,6 +18,10 @@ from prometheus_client import Gauge
 
 Record: TypeAlias = ConsumerRecord[bytes | None, bytes | None]
 
+IDLE_MILLISECONDS: Final = 100 * 365 * 24 * 3600 * 1000
+"""How long FastStream may wait for a batch: for ever. When none came by then it sleeps, deaf to
+what comes, for as long again."""
+
 AGAIN_SECONDS: Final = 1.0
 """The pause after a failure that nobody thought of."""
 

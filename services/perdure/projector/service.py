@@ -39,9 +39,6 @@ FETCH_BYTES: Final = 9 * 1024 * 1024
 SESSION_SECONDS: Final = 6
 """After how long others get the partitions of a killed process: the least that brokers allow."""
 
-IDLE_SECONDS: Final = 3600
-"""How long FastStream waits for records. It sleeps as long again when none came: never, then."""
-
 AGENTS_AT_ONCE: Final = 32
 """Agents whose states are brought forward and published concurrently."""
 
@@ -160,7 +157,7 @@ def application(cluster: Cluster) -> AsgiFastStream:
         cluster.topic("journal"),
         batch=True,
         max_records=RECORDS_AT_ONCE,
-        batch_timeout_ms=IDLE_SECONDS * 1000,
+        batch_timeout_ms=batches.IDLE_MILLISECONDS,
         group_id=cluster.group("projector"),
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,

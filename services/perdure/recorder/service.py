@@ -46,9 +46,6 @@ FETCH_BYTES: Final = 16 * 1024 * 1024
 PARTITION_FETCH_BYTES: Final = 2 * 1024 * 1024
 """The same of one partition."""
 
-IDLE_SECONDS: Final = 3600
-"""How long FastStream waits for records. It sleeps as long again when none came: never, then."""
-
 SESSION_SECONDS: Final = 6
 """After how long others get the partitions of a killed process: the least that brokers allow."""
 
@@ -266,7 +263,7 @@ def application(cluster: Cluster) -> AsgiFastStream:
         topic,
         batch=True,
         max_records=RECORDS_AT_ONCE,
-        batch_timeout_ms=IDLE_SECONDS * 1000,
+        batch_timeout_ms=batches.IDLE_MILLISECONDS,
         group_id=cluster.group("recorder"),
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,
