@@ -60,6 +60,8 @@ class Weaviate:
                 "AUTHENTICATION_ANONYMOUS_ACCESS_ENABLED": "true",
                 "DEFAULT_VECTORIZER_MODULE": "none",
                 "ENABLE_MODULES": "",
+                # Its newer lists of words lose the best matches of recent writes in this version.
+                "USE_INVERTED_SEARCHABLE": "false",
                 "DISABLE_TELEMETRY": "true",
                 "GO_PROFILING_DISABLE": "true",
                 "PROMETHEUS_MONITORING_ENABLED": "false",

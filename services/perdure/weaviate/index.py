@@ -16,8 +16,9 @@ Objects are described in `schema`; `progress` finds what an agent lacks, `view` 
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -49,6 +50,8 @@ AGENTS_AT_ONCE: Final = 16
 
 ROWS_AT_ONCE: Final = 256
 """How many memories without vectors are entered at a time."""
+
+T = TypeVar("T")
 
 
 class WeaviateIndex:
@@ -84,11 +87,9 @@ class WeaviateIndex:
         sight = Sight(spans)
         found: list[Memory] = []
         for first in range(0, len(sight.agents), AGENTS_AT_ONCE):
+            agents = sight.agents[first : first + AGENTS_AT_ONCE]
             lacking = await asyncio.gather(
-                *[
-                    self._lacking(embedder, sight, agent, limit - len(found))
-                    for agent in sight.agents[first : first + AGENTS_AT_ONCE]
-                ]
+                *[self._lacking(embedder, sight, each, limit - len(found)) for each in agents]
             )
             found += [each.memory for some in lacking for each in some]
             if len(found) >= limit:
@@ -113,19 +114,20 @@ class WeaviateIndex:
         added = 0
         for collection, tenants in (await self._parts(embedder, [a for a, _ in vectors])).items():
             await collection.check_dimensions(dimensions)
-            found: dict[str, list[Memory]] = {}
-            for tenant, agents in tenants.items():
-                for place in await self._without_vectors(
-                    collection, tenant, [place for place in vectors if place[0] in agents]
-                ):
-                    if (memory := await self._events.memory(*place)) is not None:
-                        found.setdefault(tenant, []).append(memory)
+            missing = await _some_at_once(
+                [
+                    partial(self._missing, collection, tenant, [p for p in vectors if p[0] in own])
+                    for tenant, own in tenants.items()
+                ]
+            )
+            found = {t: some for t, some in zip(tenants, missing, strict=True) if some}
             if found:
                 await collection.check_dimensions(dimensions, first=True)
                 await collection.make_tenants(found)
-            for tenant, memories in found.items():
-                await self._write(collection, tenant, memories, vectors)
-                added += len(memories)
+            await _some_at_once(
+                [partial(self._write, collection, *each, vectors) for each in found.items()]
+            )
+            added += sum(map(len, found.values()))
         return added
 
     async def search(
@@ -305,20 +307,33 @@ class WeaviateIndex:
                     seen.append(Seen(collection, table, agents))
         return View(self._ids(embedder), sight, seen, progress, filter=filter)
 
-    async def _without_vectors(
+    async def _missing(
         self, collection: Collection, tenant: str, places: Sequence[Place]
-    ) -> list[Place]:
+    ) -> list[Memory]:
+        """The memories at some places of a tenant that have no vectors; only those there are."""
         table = await collection.tenant(tenant)
-        if table is None:
-            return list(places)
-        missing: list[Place] = []
         by_agent: dict[str, list[Place]] = {}
         for place in places:
             by_agent.setdefault(place[0], []).append(place)
+        missing: list[Memory] = []
         for own in by_agent.values():
-            counts = await vector_counts(collection, table, self._ids(collection.embedder), own)
-            missing += [place for place in own if not counts.get(place[1])]
+            counts: dict[int, int] = {}
+            if table is not None:
+                ids = self._ids(collection.embedder)
+                counts = await vector_counts(collection, table, ids, own)
+            for place in own:
+                if not counts.get(place[1]):
+                    memory = await self._events.memory(*place)
+                    missing += [] if memory is None else [memory]
         return missing
+
+
+async def _some_at_once(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """What calls give, in their order, `AGENTS_AT_ONCE` of them made at a time."""
+    given: list[T] = []
+    for first in range(0, len(calls), AGENTS_AT_ONCE):
+        given += await asyncio.gather(*[call() for call in calls[first : first + AGENTS_AT_ONCE]])
+    return given
 
 
 def _rows(

@@ -171,6 +171,11 @@ class Collection:
         self.embedder = embedder
         self.name = collection_name(keyspace, embedder)
         self._table: Table = session.client.collections.use(self.name)
+        self.cuts_lists = True
+        """Whether the server may drop the best matches by words from a list that is full.
+
+        Versions up to 1.37 do (its fixes 11780 and 12022), those of recent writes above all, unless
+        the server runs with USE_INVERTED_SEARCHABLE=false."""
         self._about: About | None = None
         self._tenants: OrderedDict[str, None] = OrderedDict()
 
@@ -247,9 +252,10 @@ class Collection:
             self._tenants.popitem(last=False)
 
     async def _read(self) -> About:
-        async with self.session.calling("reading a collection's description"):
-            config = await self._table.config.get(simple=True)
-        return _about(self.name, config.description)
+        found = await self.session.definition(self.name)
+        inverted = found.get("invertedIndexConfig")
+        self.cuts_lists = isinstance(inverted, dict) and bool(inverted.get("usingBlockMaxWAND"))
+        return _about(self.name, str(found.get("description") or ""))
 
 
 class Collections:

@@ -63,6 +63,7 @@ class Session:
     def __init__(self, client: weaviate.WeaviateAsyncClient, address: str) -> None:
         self.client = client
         self.address = address
+        self._http = httpx.AsyncClient(base_url=f"http://{address}", timeout=QUERY_SECONDS)
 
     @classmethod
     async def connect(cls, cluster: Cluster) -> "Session":
@@ -99,12 +100,13 @@ class Session:
             async with session.calling("connecting"):
                 await client.connect()
         except BaseException:
-            await client.close()
+            await session.close()
             raise
         return session
 
     async def close(self) -> None:
         """Close the connection. Harmless when it is closed."""
+        await self._http.aclose()
         await self.client.close()
 
     @contextlib.asynccontextmanager
@@ -123,6 +125,18 @@ class Session:
             if translated is None:
                 raise
             raise translated from error
+
+    async def definition(self, name: str) -> dict[str, object]:
+        """A collection as the server has it: the client knows only a part of that.
+
+        Raises:
+            Unreachable: the server doesn't answer.
+        """
+        async with self.calling("reading a collection's definition"):
+            answer = await self._http.get(f"/v1/schema/{name}")
+            answer.raise_for_status()
+            found: dict[str, object] = answer.json()
+        return found
 
     async def insert(self, table: Table, rows: Sequence[Row]) -> None:
         """Write objects, replacing those that have the same ids.

@@ -4,12 +4,13 @@ Invariants:
 - Whatever Weaviate lets pass is checked here: it lies in the spans, no event in them forgets it,
   the filter accepts it.
 - A ranking goes on until enough of it is visible or nothing is left, however much of it isn't.
-- A ranking by words is taken only where it was not cut: versions of Weaviate up to 1.37 drop the
-  best matches from a list that is full, those of recent writes above all (its fixes 11780, 12022).
+- Where the server may drop the best matches by words from a list that is full, a list is taken
+  only when it isn't.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -65,6 +66,10 @@ Match: TypeAlias = tuple[UUID, float]
 """A result by words: the id of a memory's part 0, and its BM25 score."""
 
 
+Ranking: TypeAlias = Callable[[Seen, FilterReturn, int], Awaitable[list[Ranked]]]
+"""The best results in a part that meet a condition, at most so many, best first."""
+
+
 class View:
     """What a search sees, in which parts."""
 
@@ -101,16 +106,20 @@ class View:
 
     async def by_vector(self, vector: list[float], candidates: int) -> dict[Place, float]:
         """Cosines of the best memories, each by the best of its windows."""
+        ranking = partial(_near, vector=vector)
         return await self._everywhere(
-            lambda seen, spans: self._nearest(seen, spans, vector, candidates)
+            lambda seen, spans: self._first(seen, spans, ranking, candidates)
         )
 
     async def by_words(self, terms: str, candidates: int) -> dict[Place, float]:
         """BM25 scores of the best memories that have any of the terms."""
         if not terms:
             return {}
+        ranking = partial(_matching, terms=terms)
 
         async def ranked(seen: Seen, spans: list[Span]) -> dict[Place, float]:
+            if not seen.collection.cuts_lists:
+                return await self._first(seen, spans, ranking, candidates)
             matches = await self._matches(seen, spans, terms)
             return await self._best(seen, sorted(matches, key=lambda each: -each[1]), candidates)
 
@@ -128,7 +137,7 @@ class View:
                     condition = Where.by_property("agent").equal(agent) & Where.by_property(
                         "sequence"
                     ).contains_any(some)
-                    for each in await _near(seen, condition, RESULTS_MAX, vector):
+                    for each in await _near(seen, condition, RESULTS_MAX, vector=vector):
                         best.setdefault((each.agent, each.sequence), each.score)
         return best
 
@@ -175,14 +184,14 @@ class View:
     def _condition(self, spans: Sequence[Span]) -> FilterReturn:
         return Where.all_of([within(spans, self._ends, self._forgotten_at), *self._passing])
 
-    async def _nearest(
-        self, seen: Seen, spans: Sequence[Span], vector: list[float], candidates: int
+    async def _first(
+        self, seen: Seen, spans: Sequence[Span], ranking: Ranking, candidates: int
     ) -> dict[Place, float]:
-        """The nearest visible memories in some spans, `candidates` of them or all there are."""
+        """The first visible memories of a ranking, `candidates` of them or all there are."""
         condition = self._condition(spans)
         limit = min(candidates, RESULTS_MAX)
         while True:
-            results = await _near(seen, condition, limit, vector)
+            results = await ranking(seen, condition, limit)
             found: dict[Place, float] = {}
             for each in await self._checked(seen, results):
                 found.setdefault((each.agent, each.sequence), each.score)
@@ -193,7 +202,7 @@ class View:
             limit = min(limit * 4, RESULTS_MAX)
         # More than that is in the way: look at each half on its own.
         for half in halves(spans) or ():
-            found |= await self._nearest(seen, half, vector, candidates)
+            found |= await self._first(seen, half, ranking, candidates)
         return found
 
     async def _matches(self, seen: Seen, spans: Sequence[Span], terms: str) -> list[Match]:
@@ -201,7 +210,7 @@ class View:
         condition = self._condition(spans)
         matches: list[Match] = []
         for limit in (MATCHES_MAX, RESULTS_MAX):
-            matches = await _matching(seen, condition, limit, terms)
+            matches = await _all_matching(seen, condition, limit, terms)
             if len(matches) < limit:
                 return matches
         parts = halves(spans)
@@ -258,7 +267,7 @@ class View:
 
 
 async def _near(
-    seen: Seen, condition: FilterReturn, limit: int, vector: list[float]
+    seen: Seen, condition: FilterReturn, limit: int, *, vector: list[float]
 ) -> list[Ranked]:
     if not await seen.collection.dimensions():
         return []
@@ -274,7 +283,21 @@ async def _near(
     return [_result(each.properties, -(each.metadata.distance or 0.0)) for each in results.objects]
 
 
-async def _matching(seen: Seen, condition: FilterReturn, limit: int, terms: str) -> list[Match]:
+async def _matching(seen: Seen, condition: FilterReturn, limit: int, *, terms: str) -> list[Ranked]:
+    async with seen.collection.session.calling("searching by words"):
+        results = await seen.table.query.bm25(
+            terms,
+            query_properties=["terms"],
+            limit=limit,
+            filters=condition,
+            return_properties=_RANKED,
+            return_metadata=MetadataQuery(score=True),
+        )
+    return [_result(each.properties, each.metadata.score or 0.0) for each in results.objects]
+
+
+async def _all_matching(seen: Seen, condition: FilterReturn, limit: int, terms: str) -> list[Match]:
+    """As `_matching`, without properties: they would take most of the time of a long list."""
     async with seen.collection.session.calling("searching by words"):
         results = await seen.table.query.bm25(
             terms,
