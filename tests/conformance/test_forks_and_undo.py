@@ -352,3 +352,12 @@ async def test_as_of_a_past_sequence_is_one_cut(busy):
         sorted(hit.text for hit in hits),
         {"policy": await agent.restore("policy", seq=cut)},
     ) == BEFORE
+
+
+async def test_a_fork_before_the_first_event_leaves_its_parent_as_it_is(store):
+    """What the parent writes after it was forked at its beginning is read, by everybody."""
+    parent = await store.agent("airline/mia")
+    twin = await parent.fork(at=0, name="airline/twin")
+    written = await parent.emit("decision.made", 1)
+    assert [event.id async for event in store.view("airline/mia").events()] == [written.id]
+    assert (await twin.state_at()).decisions == []

@@ -33,16 +33,16 @@ class Place:
         """The agent as it is stored, read by somebody who knows nothing yet."""
         return await CassandraRecordings(self.session, self.generations, 1).load(self.store, agent)
 
-    async def record(self, agent, *events, stream=None, dedupe=False, **write):
+    async def record(self, agent, *events, stream=None, **write):
         """Record one append as a recorder does; the stream after it."""
         before = stream or await self.recordings.load(self.store, agent)
         self.position += 1
-        after, rows = decided(before, agent, events, self.position, dedupe=dedupe, **write)
+        after, rows = decided(before, agent, events, self.position, **write)
         await self.recordings.write(self.store, agent, before, after, rows)
         return after
 
 
-def decided(before, agent, events, position, *, dedupe=False, writer="w", epoch=None):
+def decided(before, agent, events, position, *, writer="w", epoch=None):
     """The stream after an append that nobody made before, and its rows."""
     place = buckets.opened(before)
     append = Append(agent, tuple(events), writer, epoch)
@@ -62,7 +62,7 @@ def decided(before, agent, events, position, *, dedupe=False, writer="w", epoch=
         position=position,
         created=True,
     )
-    return after, [Row(recorded, position, dedupe) for recorded in verdict.new]
+    return after, [Row(recorded, position) for recorded in verdict.new]
 
 
 class Nobody:

@@ -85,7 +85,7 @@ async def copy(source, place):
                 time = max(head.time_max or event.time, event.time)
                 writers = head.writers | {event.writer: event.writer_sequence}
                 head = Head(agent, event.sequence, summary.epoch, chain, time, writers)
-                rows.append(Row(Recorded(event, data, chain), place.position, dedupe=False))
+                rows.append(Row(Recorded(event, data, chain), place.position))
             size = sum(len(row.recorded.data) for row in rows)
             after = msgspec.structs.replace(
                 buckets.placed(stream, len(rows), size),

@@ -147,7 +147,7 @@ async def test_the_same_again_changes_nothing(place, small_buckets):
     stream = fresh(AGENT)
     writes = []
     for number in range(20):
-        after, rows = decided(stream, AGENT, [note(number)] * 2, number, dedupe=True)
+        after, rows = decided(stream, AGENT, [note(number)] * 2, number)
         writes.append((stream, after, rows))
         stream = after
     for before, after, rows in writes:
@@ -219,22 +219,22 @@ async def test_written_at_finds_what_each_append_brought(place, small_buckets):
 
 
 async def test_events_are_found_by_id(place, small_buckets):
-    """Ids that are to be found are, in any bucket; ids of other events aren't."""
+    """Ids of events are found, in any bucket; others aren't."""
     stream = None
     for number in range(20):
         event = note(number, id=f"given-{number}")
-        stream = await place.record(AGENT, event, stream=stream, dedupe=number % 2 == 0)
+        stream = await place.record(AGENT, event, stream=stream)
     wanted = [f"given-{number}" for number in range(20)]
     found = await place.recordings.by_id(place.store, AGENT, stream, [*wanted, "unknown"])
     assert {name: event.data["number"] for name, event in found.items()} == {
-        f"given-{number}": number for number in range(0, 20, 2)
+        f"given-{number}": number for number in range(20)
     }
 
 
 async def test_many_ids_at_once(place):
     """More ids than one request takes are all found."""
     events = [note(number, id=str(uuid.UUID(int=number))) for number in range(AT_ONCE * 20)]
-    stream = await place.record(AGENT, *events, dedupe=True)
+    stream = await place.record(AGENT, *events)
     ids = {event.id for event in events}
     found = await place.recordings.by_id(place.store, AGENT, stream, ids)
     assert found.keys() == ids
@@ -244,13 +244,11 @@ async def test_a_fork_finds_its_parents_ids_up_to_the_fork(place, small_buckets)
     """What was done before the fork counts as done in the fork; what came after doesn't."""
     stream = None
     for number in range(20):
-        stream = await place.record(
-            AGENT, note(number, id=f"i{number}"), stream=stream, dedupe=True
-        )
+        stream = await place.record(AGENT, note(number, id=f"i{number}"), stream=stream)
     table = CassandraEventTable(place.session, place.store, place.generations)
     twin = "airline/twin"
     fork = forked(twin, AGENT, 12, await table.chain_at(AGENT, 12))
-    fork = await place.record(twin, note(100, id="own"), stream=fork, dedupe=True)
+    fork = await place.record(twin, note(100, id="own"), stream=fork)
     assert await place.load(twin) == fork
     found = await place.recordings.by_id(
         place.store, twin, fork, [f"i{number}" for number in range(20)] + ["own"]
@@ -311,7 +309,7 @@ async def test_the_most_events_in_one_append(place):
     size = 1 + max(len(row.recorded.data) for row in decided(fresh(AGENT), AGENT, [note(0)], 0)[1])
     count = next(n for n in range(30_000, 0, -100) if buckets.fits(place.store, AGENT, n, n * size))
     events = [note(0, id=f"{number}") for number in range(count)]
-    after = await place.record(AGENT, *events, dedupe=True)
+    after = await place.record(AGENT, *events)
     assert count > 10_000
     assert await place.load(AGENT) == after
     found = await place.recordings.by_id(place.store, AGENT, after, [f"{count - 1}"])
@@ -321,7 +319,7 @@ async def test_the_most_events_in_one_append(place):
 async def test_stores_never_meet(place):
     """Agents of one name in two stores know nothing of each other."""
     other = Place(place.session, place.catalog, place.tables, f"{place.store}x")
-    await place.record(AGENT, note(1, id="i"), dedupe=True)
+    await place.record(AGENT, note(1, id="i"))
     assert await other.load(AGENT) == fresh(AGENT)
     theirs = await other.record(AGENT, note(2))
     assert await other.recordings.by_id(other.store, AGENT, theirs, ["i"]) == {}

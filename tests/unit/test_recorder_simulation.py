@@ -205,10 +205,9 @@ class Gated:
             await self.wait()
         writers = {}
         cells = []
-        for (event, data, _), position, dedupe in rows:
+        for (event, data, _), position in rows:
             cells.append((("event", agent, event.sequence), position, data))
-            if dedupe:
-                cells.append((("id", agent, event.id), position, event.sequence))
+            cells.append((("id", agent, event.id), position, event.sequence))
             writers[event.writer] = event.writer_sequence
         head = msgspec.structs.replace(after.head, writers={})
         cells.append((("head", agent, after.bucket), at, msgspec.structs.replace(after, head=head)))

@@ -125,7 +125,7 @@ class EventRows:
 
         Found by bisection: buckets start in the order of their numbers. Raises Corrupt.
         """
-        if sequence >= newest.first:
+        if sequence >= newest.first or newest.number == 0:
             return newest
         low, high = 0, newest.number - 1
         while True:

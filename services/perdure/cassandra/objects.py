@@ -16,6 +16,8 @@ REFUSED_SECONDS: Final = 7 * 24 * 3600
 """How long it is known why an upload failed: whoever waits for it asks at once."""
 
 _FIND: Final = "SELECT size, stored, uploader, created, refused FROM {}.objects WHERE digest = ?"
+_ALL: Final = "SELECT digest, size, stored, uploader, created FROM {}.objects"
+_PAGE: Final = 1000
 _ADD: Final = (
     "INSERT INTO {}.objects (digest, size, stored, uploader, created) VALUES (?, ?, ?, ?, ?)"
 )
@@ -53,6 +55,18 @@ class CassandraManifest:
     async def refuse(self, digest: str, upload: str, reason: str) -> None:
         """Tell whoever waits for an upload that it is not going to be stored, and why."""
         await self._write(_REFUSE, (upload, reason, digest))
+
+    async def copy(self, source: int, target: int) -> int:
+        """Note what is in storage in another generation, too; how many lines that are."""
+        target_keyspace = self._cluster.keyspace(target)
+        find = await self._statement(_ALL, self._cluster.keyspace(source))
+        add = await self._statement(_ADD, target_keyspace)
+        copied = 0
+        async for page in self._session.pages(find, (), rows=_PAGE):
+            lines = [row for row in page if row[2] is not None]
+            await self._session.execute_many((add, line) for line in lines)
+            copied += len(lines)
+        return copied
 
     async def _write(self, cql: str, values: tuple[object, ...]) -> None:
         for keyspace in await self._keyspaces():

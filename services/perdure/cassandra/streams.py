@@ -132,7 +132,7 @@ class CassandraRecordings:
         add, base = batch.parts.append, self._base
         types: dict[str, bytes] = {}
         size = 0
-        for (event, data, _), position, dedupe in rows:
+        for (event, data, _), position in rows:
             kind = types.get(event.type)
             if kind is None:
                 kind = types[event.type] = event.type.encode()
@@ -140,8 +140,7 @@ class CassandraRecordings:
             time = int64(microseconds(event.time))
             add((True, insert_event, (store, agent, bucket, sequence, kind, data, at)))
             add((True, insert_type, (store, agent, bucket, kind, time, sequence, at)))
-            if dedupe:
-                add((True, insert_id, (store, agent, bucket, event.id.encode(), sequence, at)))
+            add((True, insert_id, (store, agent, bucket, event.id.encode(), sequence, at)))
             size += len(data)
         return size + len(rows) * ROW_BYTES
 

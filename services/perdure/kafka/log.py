@@ -35,6 +35,10 @@ QUEUE_BYTES_MAX: Final = 64 * 1024 * 1024
 SENT_BYTES_MAX: Final = 4 * 1024 * 1024
 """Bytes that wait to be acknowledged up to which a write counts as sent at once."""
 
+RECORDED_SECONDS: Final = 120.0
+"""How long a write that is in the log waits to be recorded, when it waits for that; closing waits
+as long for all of them."""
+
 CLAIMS_MAX: Final = 5
 """How often a claim is made whose epoch a recorder took with it when it ended."""
 
@@ -94,10 +98,12 @@ class KafkaLog:
         await self._producer.start()
 
     async def close(self) -> None:
-        """Send what waits, and end the connection. Whoever still waits for a verdict is told."""
+        """Finish what is under way, verdicts included, and end the connection."""
         self._closed = True
         for lane in self._lanes.values():
             await lane.drain()
+        if self._waiting:
+            await asyncio.wait(self._waiting, timeout=RECORDED_SECONDS)
         for task in self._waiting:
             task.cancel()
         await asyncio.gather(*self._waiting, return_exceptions=True)
@@ -193,7 +199,18 @@ class KafkaLog:
         partition = wire.partition_of(record.key, self._partitions)
         timestamp = _milliseconds(self._clock())
         self._lane(partition).put(record, timestamp, _Offset(future))
-        return await self._verdicts.wait(self._store, partition, await future, timestamp)
+        return await self._verdict(partition, await future, timestamp)
+
+    async def _verdict(self, partition: int, offset: int, timestamp: int) -> Entry:
+        try:
+            async with asyncio.timeout(RECORDED_SECONDS):
+                return await self._verdicts.wait(self._store, partition, offset, timestamp)
+        except TimeoutError as error:
+            raise Unreachable(
+                f"the write at {partition}:{offset} of the log was not recorded in "
+                f"{RECORDED_SECONDS:.0f} s",
+                hint="it is safe in the log, and recorded once a recorder runs (see its /readyz)",
+            ) from error
 
     def answer_when_recorded(
         self, future: "asyncio.Future[list[Event]]", partition: int, offset: int, timestamp: int
@@ -207,8 +224,7 @@ class KafkaLog:
         self, future: "asyncio.Future[list[Event]]", partition: int, offset: int, timestamp: int
     ) -> None:
         try:
-            entry = await self._verdicts.wait(self._store, partition, offset, timestamp)
-            answers = entry.answers()
+            answers = (await self._verdict(partition, offset, timestamp)).answers()
         except PerdureError as error:
             _fail(future, error)
         except asyncio.CancelledError:

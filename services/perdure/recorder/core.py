@@ -282,8 +282,7 @@ class _Deciding:
             # What was decided here is not stored yet: it is found as if it were.
             event = row.recorded.event
             self._found.numbers[event.writer, event.writer_sequence] = event
-            if row.dedupe:
-                self._found.ids[event.id] = event
+            self._found.ids[event.id] = event
         self._recent = []
         return decide(
             msgspec.structs.replace(self._head, writers=self._known),
@@ -314,9 +313,9 @@ class _Deciding:
             else:
                 self._add(offset, "recorded", told)
             if index > first:
-                self._place_rows(offset, new[first:index], dedupe=incoming.append.by_id)
+                self._place_rows(offset, new[first:index])
 
-    def _place_rows(self, offset: int, new: Sequence[Recorded], *, dedupe: bool) -> None:
+    def _place_rows(self, offset: int, new: Sequence[Recorded]) -> None:
         """Put the events of one append into the bucket where they belong."""
         if self._events >= BUCKET_EVENTS or self._bytes >= BUCKET_BYTES:
             self._cut()
@@ -332,7 +331,7 @@ class _Deciding:
                 time_max = event.time
             if event.type == _REVERTED:
                 self._reverts = (*self._reverts, Revert(event.sequence, _target(event.data)))
-            row = Row(recorded, offset, dedupe)
+            row = Row(recorded, offset)
             self._rows.append(row)
             self._recent.append(row)
         last = new[-1]

@@ -39,11 +39,10 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class Row(NamedTuple):
-    """An event to store; `position` is its append's. `dedupe`: it is to be found by its id."""
+    """An event to store; `position` is its append's."""
 
     recorded: Recorded
     position: int
-    dedupe: bool
 
 
 class Written(NamedTuple):
@@ -83,7 +82,7 @@ class Recordings(Protocol):
     async def by_id(
         self, store: str, agent: str, stream: Stream, ids: Collection[str]
     ) -> dict[str, Event]:
-        """Of these ids, the events stored with `dedupe`; up to a fork those of its parents too.
+        """Of these ids, the events that have them; up to a fork those of its parents too.
 
         Looks back over a bounded number of events: `buckets.ID_BUCKETS` of each stream.
         """
