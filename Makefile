@@ -36,7 +36,7 @@ bench: $(DONE)/dev ## measure perdure beside raw SQLite and its peers
 
 docs: $(DONE)/dev ## write the generated pages, and run every example of docstrings and pages
 	@$(BIN)/python ops/cli_reference.py
-	@$(BIN)/python ops/write_schemas.py
+	@$(BIN)/python -m ops.write_schemas
 	@$(BIN)/python -m pytest --quiet tests/unit/test_examples.py $(ARGS)
 
 demo: $(DONE)/runtime ## watch an agent being killed and losing nothing

@@ -57,7 +57,7 @@ async def _make(admin: AIOKafkaAdminClient, cluster: Cluster) -> None:
                 name=cluster.topic(kind),
                 num_partitions=cluster.partitions,
                 replication_factor=cluster.replication,
-                topic_configs=_settings(kind, cluster.replication),
+                topic_configs=settings(kind, cluster.replication),
             )
             for kind in missing
         ]
@@ -68,8 +68,13 @@ async def _make(admin: AIOKafkaAdminClient, cluster: Cluster) -> None:
             raise kind(f"topics {', '.join(map(cluster.topic, missing))}")
 
 
-def _settings(kind: str, replication: int) -> dict[str, str]:
-    settings = {
+def settings(kind: str, replication: int) -> dict[str, str]:
+    """What a topic is made with, beside its partitions: Kafka's names and values.
+
+    >>> settings("state", 3)["min.insync.replicas"]
+    '2'
+    """
+    chosen = {
         "max.message.bytes": str(LETTER_BYTES_MAX if kind == "dead-letters" else MESSAGE_BYTES_MAX),
         # Acknowledged means: on the disks of a majority. One copy may be away.
         "min.insync.replicas": str(replication // 2 + 1),
@@ -77,8 +82,8 @@ def _settings(kind: str, replication: int) -> dict[str, str]:
         "message.timestamp.type": "LogAppendTime" if kind == "chunks" else "CreateTime",
     }
     if kind == "state":
-        settings["cleanup.policy"] = "compact"
-    return settings
+        chosen["cleanup.policy"] = "compact"
+    return chosen
 
 
 async def _check(admin: AIOKafkaAdminClient, cluster: Cluster) -> None:
