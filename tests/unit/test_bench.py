@@ -16,7 +16,8 @@ from perdure.cli.bench.result import Curve, Measurement, Ratio, Series
 from perdure.cli.bench.rounds import Work, side_by_side
 from perdure.cli.bench.workbench import SHIPPED, Scale, Workbench, load_runs
 from perdure.cli.main import app
-from perdure.errors import InvalidInput, PerdureError
+from perdure.errors import InvalidInput, NotFound, PerdureError
+from perdure.settings import Cluster
 
 TINY = Scale(rounds=2, slices=1, emits=8, burst=200, fold=50, lengths=(30, 60), memory=60)
 
@@ -208,3 +209,22 @@ def test_unknown_measurement_is_a_usage_error():
     done = CliRunner().invoke(app, ["bench", "--only", "speed"])
     assert done.exit_code == 2
     assert "burst" in done.output
+
+
+def test_measurements_of_a_cluster_are_other_ones():
+    """With `--cluster` the names are those of the cluster's measurements."""
+    done = CliRunner().invoke(app, ["bench", "--cluster", "--only", "burst"])
+    assert done.exit_code == 2
+    assert "recorder" in done.output
+
+
+def test_cluster_without_its_packages_is_an_error_with_the_way_out(monkeypatch):
+    """Where the cluster's packages are missing it is said how to get them."""
+
+    def missing(name):
+        raise ModuleNotFoundError(name, name="aiokafka")
+
+    monkeypatch.setattr(command.importlib, "import_module", missing)
+    with pytest.raises(NotFound, match="aiokafka") as raised:
+        asyncio.run(command.measured_cluster(Cluster(), SHIPPED, [], quick=True))
+    assert "perdure[cluster]" in raised.value.hint

@@ -22,6 +22,7 @@ class Machine(msgspec.Struct, frozen=True):
     filesystem: str
     python: str
     sqlite: str
+    """Empty where it has no part in what is measured."""
     perdure: str
     peers: dict[str, str]
 

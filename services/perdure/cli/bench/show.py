@@ -19,7 +19,7 @@ def show(machine: Machine, measurements: Sequence[Measurement]) -> None:
     output.fields(
         [
             ("machine", f"{machine.system}, {machine.processors} processors, load {machine.load}"),
-            ("software", f"{machine.python}, SQLite {machine.sqlite}, perdure {machine.perdure}"),
+            ("software", ", ".join(_software(machine))),
             ("folder on", machine.filesystem),
             *machine.peers.items(),
         ]
@@ -35,6 +35,11 @@ def show(machine: Machine, measurements: Sequence[Measurement]) -> None:
     for measurement in measurements:
         for note in measurement.notes:
             output.line(f"{measurement.name}: {note}")
+
+
+def _software(machine: Machine) -> list[str]:
+    engine = [f"SQLite {machine.sqlite}"] if machine.sqlite else []
+    return [machine.python, *engine, f"perdure {machine.perdure}"]
 
 
 def rows(measurements: Sequence[Measurement]) -> list[tuple[str, ...]]:
