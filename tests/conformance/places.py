@@ -4,6 +4,7 @@ Nothing else in the suite knows what a store is made of: a new one is a class he
 `KINDS`. A *place* is data that outlives connections: connect to it, crash, connect again.
 """
 
+import asyncio
 import hashlib
 import os
 import tempfile
@@ -14,6 +15,11 @@ import numpy as np
 import pytest
 
 import perdure
+from perdure.model.projection import DEFAULT
+from perdure.model.timeline import Span
+
+AT_REST_SECONDS = 60
+"""How long the services of a cluster may take to save the state of an agent at rest."""
 
 
 class WordsEmbedder:
@@ -54,6 +60,26 @@ class Place:
             await store.close()
         self._connected.clear()
 
+    async def at_rest(self, agent):
+        """Wait until everything is done that is done when an agent is closed: by the agent here."""
+
+
+class ClusterPlace(Place):
+    """A store of a cluster, whose services do what is done when an agent is at rest."""
+
+    async def at_rest(self, agent):
+        """Wait until the newest state of an agent is saved."""
+        store = await self.connect()
+        last = await store.view(agent).sequence()
+        async with asyncio.timeout(AT_REST_SECONDS):
+            while True:
+                saved = await backend(store).states.nearest(
+                    DEFAULT.name, DEFAULT.key, [Span(agent, 1, last)]
+                )
+                if saved is not None and saved.sequence == last:
+                    return
+                await asyncio.sleep(0.1)
+
 
 class EmbeddedStores:
     """Makes places of the embedded store: folders."""
@@ -86,7 +112,7 @@ class ClusterStores:
 
     def place(self):
         """A new, empty place, where writes wait until they are recorded, as in a folder."""
-        return Place(self._services.url(f"s{uuid.uuid4().hex[:12]}", ack="recorded"))
+        return ClusterPlace(self._services.url(f"s{uuid.uuid4().hex[:12]}", ack="recorded"))
 
     def close(self):
         """Nothing: a store goes with its cluster."""

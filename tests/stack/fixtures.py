@@ -87,6 +87,7 @@ def fresh(engines: Cluster, folder: Path) -> Iterator[Cluster]:
         blobs=(folder / "blobs").as_uri(),
         archive=(folder / "archive").as_uri(),
         gateway_port=gateway,
+        quiet_seconds=1,
         health_port=health,
     )
     yield made
