@@ -86,6 +86,7 @@ class EmbeddedStores:
 
     name = "embedded"
     marks = ()
+    examples = 200
 
     def __init__(self, _fixture):
         self._root = tempfile.TemporaryDirectory(prefix="conformance-")
@@ -106,6 +107,7 @@ class ClusterStores:
 
     name = "cluster"
     marks = (pytest.mark.stack,)
+    examples = 15
 
     def __init__(self, fixture):
         self._services = fixture("shared_services")
