@@ -10,6 +10,7 @@ import shutil
 from typing import NamedTuple
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from tests.node import PROGRAMS, modules
 
 import perdure
@@ -194,6 +195,28 @@ async def test_a_batch_is_recorded_as_a_whole_or_not_at_all(shared_services, sen
     assert [entry.outcome for entry, _ in outcomes] == ["dead-letter", "refused", "recorded"]
     assert outcomes[1][0].error.name == "SequenceConflict"
     assert [e.id for e in await events_of(shared_services, store, agent)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+async def test_events_may_be_compressed(shared_services, sender, store, compression):
+    """However a producer compresses its records: a recorder that can't read them stands still."""
+    agent, cluster = "airline/mia", sender.cluster
+    if compression == "gzip":  # the one that kafkajs has built in
+        [(entry, _)] = await sender.outcomes(binary(agent, store=store), compression="GZIP")
+        assert entry.outcome == "recorded"
+    else:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=cluster.kafka, acks="all", compression_type=compression
+        )
+        record = binary(agent, '"' + "x" * 10_000 + '"', store=store)
+        headers = [(name, value.encode()) for name, value in record.headers.items()]
+        async with following(cluster) as verdicts, producer:
+            sent = await producer.send_and_wait(
+                cluster.topic("events"), record.value.encode(), record.key, headers=headers
+            )
+            place = sent.partition, sent.offset
+            assert (await decided(verdicts, {place}, SECONDS))[place].outcome == "recorded"
+    assert len(await events_of(shared_services, store, agent)) == 1
 
 
 def deep(levels):
