@@ -27,6 +27,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     given up; an agent that wrote nothing for `quiet_seconds` gets its state saved, if it is worth
     it. `embedder` names what turns memories into vectors ahead of any recall, `MODULE:NAME` of an
     `Embedder` or of what makes one: the same that agents are given; empty for the default.
+    `blobs` and `archive` are folders of `~/.perdure` by default, for services of one machine.
 
     >>> Cluster(kafka="k1:9092,k2:9092").topic("events")
     'perdure.events'
@@ -42,8 +43,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     datacenter: str = "datacenter1"
     weaviate: str = "127.0.0.1:8080"
     weaviate_grpc: str = "127.0.0.1:50051"
-    blobs: str = "file:///var/lib/perdure/blobs"
-    archive: str = "file:///var/lib/perdure/archive"
+    blobs: str = msgspec.field(default_factory=lambda: _at_home("blobs"))
+    archive: str = msgspec.field(default_factory=lambda: _at_home("archive"))
     upload_seconds: int = 3600
     quiet_seconds: int = 30
     embedder: str = ""
@@ -95,6 +96,11 @@ def load(path: Path | None = None, environment: Mapping[str, str] = os.environ) 
             f"the cluster's settings are wrong: {error}",
             hint="see perdure.toml and the PERDURE_… variables",
         ) from error
+
+
+def _at_home(folder: str) -> str:
+    """The URL of a folder of whoever runs this: a default that can be written without asking."""
+    return (Path.home() / ".perdure" / folder).as_uri()
 
 
 def addresses(text: str, *, port: int) -> list[tuple[str, int]]:
