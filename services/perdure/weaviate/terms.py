@@ -26,6 +26,7 @@ TERM_CHARS_MAX: Final = 200
 
 # From the beginning of a word and without going back, so that a long word takes no longer.
 _COMPOUND = re.compile(r"\b\w++(?:[^\w\s]\w++)*")
+_WORD = re.compile(r"\w++")
 _JOINED = re.compile(r"[^\W_][\W_]+[^\W_]")
 
 
@@ -35,8 +36,12 @@ def text_terms(text: str) -> str:
     >>> text_terms("She prefers aisle seats on HAT-136")
     'she prefer aisl seat on hat 136 hat+136'
     """
+    text = _storable(text)
     compounds = dict.fromkeys(
-        found.group() for found in _COMPOUND.finditer(text) if _JOINED.search(found.group())
+        found.group()
+        for pattern in (_COMPOUND, _WORD)
+        for found in pattern.finditer(text)
+        if _JOINED.search(found.group())
     )
     words, *parts = _tokenizer().terms([text, *list(compounds)[:COMPOUNDS_MAX]])
     return " ".join([*words, *dict.fromkeys(_joined(parts))])
@@ -48,7 +53,7 @@ def searched_terms(query: str) -> str:
     >>> searched_terms("Where does she sit on HAT-136?")
     'sit hat 136 hat+136'
     """
-    wanted = query_terms(query.replace("\0", " "))
+    wanted = query_terms(_storable(query))
     if not wanted:
         return ""
     parts = _tokenizer().terms(wanted)
@@ -82,7 +87,7 @@ class _Tokenizer:
             try:
                 self._connection.executemany(
                     "INSERT INTO texts (rowid, text) VALUES (?, ?)",
-                    [(row, _storable(text)) for row, text in enumerate(texts)],
+                    list(enumerate(texts)),
                 )
                 for row, term in self._connection.execute(
                     "SELECT doc, term FROM terms ORDER BY doc, offset"
