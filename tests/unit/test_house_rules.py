@@ -27,6 +27,8 @@ SERVICE_FOLDERS = (
     "perdure.recorder",
 )
 ADAPTERS = ("perdure.blobs", "perdure.cassandra", "perdure.kafka", "perdure.weaviate")
+# What goes over Kafka, as plain values: all that services know of it, apart from their service.py.
+FORMATS = ("perdure.kafka.journal", "perdure.kafka.wire")
 CLUSTER = (*PORTS, *SERVICE_FOLDERS, *ADAPTERS, "perdure.serving", "perdure.settings")
 SURFACE = (*PORTS, *SERVICE_FOLDERS, "perdure.agent", "perdure.version")
 
@@ -37,18 +39,28 @@ MAY_IMPORT = {
     "perdure.model": ("perdure.errors",),
     "perdure.memorizer.memory": VALUES,
     "perdure.ports": PORTS,
-    **dict.fromkeys(SERVICE_FOLDERS, (*PORTS, *SERVICE_FOLDERS)),
+    **dict.fromkeys(SERVICE_FOLDERS, (*PORTS, *SERVICE_FOLDERS, *FORMATS)),
     "perdure.embedded": (*PORTS, *SERVICE_FOLDERS, "perdure.version"),
     "perdure.settings": ("perdure.errors",),
     "perdure.serving": ("perdure.errors",),
     **dict.fromkeys(ADAPTERS, (*PORTS, *SERVICE_FOLDERS, *ADAPTERS, "perdure.settings")),
     # What a service is made of is chosen where it is put together.
-    **{f"{folder}.service": (*CLUSTER, "perdure.agent.discovery") for folder in SERVICE_FOLDERS},
+    **{
+        f"{folder}.service": (*CLUSTER, "perdure.agent.discovery", "perdure.gateway")
+        for folder in SERVICE_FOLDERS
+    },
     "perdure.gateway": (*CLUSTER, "perdure.agent.discovery", "perdure.version"),
+    # The agent's side of it: searching messages needs no server.
+    "perdure.gateway.backend": (*CLUSTER, "perdure.gateway", "perdure.embedded.scratch"),
     "perdure.replay": (*CLUSTER, "perdure.agent.discovery"),
     "perdure.agent": SURFACE,
     # The one place that chooses adapters, from the URL.
-    "perdure.agent.connect": (*SURFACE, "perdure.embedded", "perdure.gateway"),
+    "perdure.agent.connect": (
+        *SURFACE,
+        "perdure.embedded",
+        "perdure.gateway",
+        "perdure.settings",
+    ),
     "perdure.cli": ("perdure",),
     "perdure.__main__": ("perdure.cli",),
     "perdure": SURFACE,

@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 
 
 class Connection:
-    """Requests to the gateway at `url` (`http://host:port`)."""
+    """Requests to the gateway at `url`: scheme, host and port."""
 
     def __init__(self, url: str) -> None:
         self.url = url
