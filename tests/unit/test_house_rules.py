@@ -28,7 +28,7 @@ SERVICE_FOLDERS = (
 )
 ADAPTERS = ("perdure.blobs", "perdure.cassandra", "perdure.kafka", "perdure.weaviate")
 # What goes over Kafka, as plain values: all that services know of it, apart from their service.py.
-FORMATS = ("perdure.kafka.journal", "perdure.kafka.wire")
+FORMATS = ("perdure.kafka.journal", "perdure.kafka.switching", "perdure.kafka.wire")
 CLUSTER = (*PORTS, *SERVICE_FOLDERS, *ADAPTERS, "perdure.serving", "perdure.settings")
 SURFACE = (*PORTS, *SERVICE_FOLDERS, "perdure.agent", "perdure.version")
 
