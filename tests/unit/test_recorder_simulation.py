@@ -128,8 +128,7 @@ class Model:
         for event, data, _ in verdict.new:
             self.created.add(agent)
             self.events[agent].append((event, data))
-            if append.by_id:
-                self.ids[agent, event.id] = event
+            self.ids[agent, event.id] = event
             if event.type == "agent.reverted":
                 self.reverts[agent] += (Revert(event.sequence, event.data["to"]),)
         return Told("recorded", outcome)
@@ -394,13 +393,20 @@ class RecorderMachine(RuleBasedStateMachine):
         self.sent.append(record)
         self._put(record)
 
-    @rule(agent=st.sampled_from(AGENTS), name=st.integers(0, 5), count=st.integers(1, 3))
-    def write_foreign(self, agent, name, count):
-        """Any other producer writes; the ids come again now and then."""
-        drafts = [
-            msgspec.structs.replace(self._draft(event_id=f"f{name + index}"), writer=None)
+    @rule(
+        agent=st.sampled_from(AGENTS),
+        kind=st.sampled_from(["f", "e"]),
+        name=st.integers(1, 8),
+        count=st.integers(1, 3),
+    )
+    def write_foreign(self, agent, kind, name, count):
+        """Any other producer writes; its ids come again now and then, and so do those of others."""
+        # Those of kind e our own client gave its events just before.
+        ids = [
+            f"e{max(0, self.names - name // 2 - index)}" if kind == "e" else f"f{name + index}"
             for index in range(count)
         ]
+        drafts = [self._draft(event_id=each) for each in ids]
         record = wire.encode(Append(agent, tuple(drafts), "/elsewhere"))
         headers = [item for item in record.headers if item[0] != "ce_writer"]
         if count > 1:
@@ -653,6 +659,64 @@ RecorderMachine.TestCase.settings = settings(
 )
 TestRecorder = RecorderMachine.TestCase
 TestRecorder.__doc__ = "Whatever happens to recorders, what is stored and told is the model's."
+
+
+class World:
+    """What recorders share, without the machine."""
+
+    def __init__(self):
+        self.tables, self.journal, self.letters = Tables(), [], []
+
+    def recorder(self):
+        """A recorder that waits for nobody."""
+        gates = Open(self)
+        return PartitionRecorder(
+            0,
+            1,
+            recordings=gates,
+            journal=gates,
+            heads=Heads(),
+            patiently=lambda what, call: call(),
+        )
+
+
+class Open(Gated):
+    """The same with no waits."""
+
+    async def wait(self):
+        """Go on."""
+
+
+async def test_a_writers_count_from_a_recorder_further_on_decides_nothing(monkeypatch):
+    """A zombie that finds a writer's later count begins anew, and doesn't take it for the past."""
+    monkeypatch.setattr(buckets, "BUCKET_EVENTS", 5)
+    monkeypatch.setattr(core, "BUCKET_EVENTS", 5)
+    model, log = Model(), []
+    writers = ["w1"] * 5 + ["w2"] + ["w1"] * 4 + ["w2"] * 4
+    for offset, writer in enumerate(writers):
+        draft = NewEvent(
+            type="note",
+            data=offset,
+            id=f"e{offset}",
+            time=TIME,
+            version=1,
+            writer=writer,
+            writer_sequence=offset + 1,
+        )
+        record = wire.encode(Append("a/one", (draft,), writer, by_id=False))
+        log.append(Record(offset, record.key, record.value, record.headers, 0))
+        model.take(log[-1])
+    world = World()
+    owner, zombie = world.recorder(), world.recorder()
+    await owner.step(log[:5])
+    await zombie.step(log[:5])
+    await owner.step(log[5:])
+    await zombie.step(log[5:6])
+    await zombie.step(log[6:])
+    rows = [data for _, _, data in world.tables.rows("a/one")]
+    assert rows == [data for _, data in model.events["a/one"]]
+    told = [entry for record in world.journal for entry in record.entries]
+    assert {entry.outcome for entry in told} == {"recorded"}
 
 
 def test_the_tables_of_the_simulation_notice_a_wrong_write():

@@ -293,7 +293,7 @@ class _Decision:
         if self._time_max is None or time > self._time_max:
             self._time_max = time
         self.new.append(Recorded(event, data, self._chain))
-        if draft.id is not None and append.by_id:
+        if draft.id is not None:
             self._given[draft.id] = event
         self._counted[writer, number] = event
         return event
