@@ -5,6 +5,7 @@ The programs are in `kafkajs/`; `producer.mjs` is the example of `docs/wire.md`.
 
 import asyncio
 import base64
+import contextlib
 import json
 import shutil
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from tests.node import PROGRAMS, modules
 
 import perdure
-from perdure.kafka.wire import key_of
+from perdure.kafka.wire import key_of, partition_of
 from perdure.replay.dead_letters import Place, letter
 from perdure.replay.verdicts import decided, following
 
@@ -219,9 +220,43 @@ async def test_events_may_be_compressed(shared_services, sender, store, compress
     assert len(await events_of(shared_services, store, agent)) == 1
 
 
+async def test_what_a_transaction_takes_back_is_not_recorded(shared_services, sender, store):
+    """Events of a transaction are recorded when it is committed; what is fresh includes them."""
+    agent, cluster = "airline/mia", sender.cluster
+    producer = AIOKafkaProducer(bootstrap_servers=cluster.kafka, transactional_id=store)
+
+    async def send(name):
+        record = binary(agent, id=name, store=store)
+        headers = [(name, value.encode()) for name, value in record.headers.items()]
+        await producer.send_and_wait(
+            cluster.topic("events"), record.value.encode(), record.key, headers=headers
+        )
+
+    async with producer, perdure.connect(shared_services.url(store)) as opened:
+        with contextlib.suppress(ZeroDivisionError):
+            async with producer.transaction():
+                await send("aborted")
+                raise ZeroDivisionError
+        async with producer.transaction():
+            await send("one")
+            await send("two")
+        # The log ends with the marker of the commit, which is no record.
+        view = opened.view(agent)
+        async with asyncio.timeout(SECONDS):
+            state = await view.state_at(fresh=True)
+        assert state.sequence == 2
+        assert [event.id async for event in view.events()] == ["one", "two"]
+
+
 def deep(levels):
     """JSON that is nested so deeply."""
     return "[" * levels + "]" * levels
+
+
+def elsewhere(store):
+    """A key whose records are in another partition than the agent's, of an even number of them."""
+    right = partition_of(key_of(store, AGENT), 2)
+    return next(key for key in "abcdefgh" if partition_of(key.encode(), 2) != right)
 
 
 AGENT = "airline/mia"
@@ -265,7 +300,7 @@ HOSTILE = {
     "a built-in type with other data": (
         lambda store: binary(AGENT, '{"n":1}', type="message.added", store=store), "role",
     ),
-    "a wrong key": (lambda store: binary(AGENT, store=store, key="c"), "partition"),
+    "a wrong key": (lambda store: binary(AGENT, store=store, key=elsewhere(store)), "partition"),
     "a structured text": (
         lambda store: Record("x", '"event"', {"content-type": "application/cloudevents+json"}),
         "no event in JSON",
@@ -298,7 +333,6 @@ HOSTILE = {
 async def test_what_is_no_event_is_put_aside_and_the_agent_goes_on(shared_services, sender, store):
     """Each comes to the dead letters with its reason; what is sent before and after is recorded."""
     made = {name: make(store) for name, (make, _) in HOSTILE.items()}
-    # One partition holds them all up, if one of them does; where its key says another, that counts.
     records = [binary(AGENT, id="before", store=store)]
     for name, record in made.items():
         records += [record, binary(AGENT, id=name, store=store)]

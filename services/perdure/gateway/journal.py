@@ -34,6 +34,9 @@ SEARCH_AFTER_SECONDS: Final = 2.0
 COMMITTED_EVERY_SECONDS: Final = 0.5
 """How often the recorder's committed position is asked for while it is waited for."""
 
+ASK_MS: Final = 100
+"""How long it is looked whether there is a record at all."""
+
 FETCH_BYTES_MAX: Final = 9 * 1024 * 1024
 """One fetch of a partition: more than the largest journal record."""
 
@@ -193,10 +196,26 @@ class Journal:
             if await self.verdicts.reached(partition, last, min(left, COMMITTED_EVERY_SECONDS)):
                 break
             # The journal doesn't tell where all its records are gone, or the last one told less.
-            if await self._committed(events) > last:
+            done = max(await self._committed(events), self.verdicts.through(partition) + 1)
+            if done > last or await self._is_empty(events, done, last):
                 await self._switched()  # A switch may be among what isn't told.
                 break
         return True
+
+    async def _is_empty(self, events: TopicPartition, first: int, last: int) -> bool:
+        """Whether no record has these offsets: ends of transactions have some, too."""
+        async with self._search:
+            with _reachable():
+                consumer = await self._asker()
+                consumer.assign([events])
+                try:
+                    consumer.seek(events, first)
+                    found = await consumer.getmany(timeout_ms=ASK_MS, max_records=1)
+                    return not found and bool(await consumer.position(events) > last)
+                except OffsetOutOfRangeError:  # deleted meanwhile
+                    return False
+                finally:
+                    consumer.assign([])
 
     async def _committed(self, events: TopicPartition) -> int:
         with _reachable():
@@ -308,6 +327,7 @@ def _consumer(bootstrap: str, *, wait_ms: int) -> AIOKafkaConsumer:
         bootstrap_servers=bootstrap,
         enable_auto_commit=False,
         auto_offset_reset="none",  # a position that is gone is noticed
+        isolation_level="read_committed",  # as the recorder reads
         max_partition_fetch_bytes=FETCH_BYTES_MAX,
         fetch_max_wait_ms=wait_ms,
     )

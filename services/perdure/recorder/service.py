@@ -267,6 +267,7 @@ def application(cluster: Cluster) -> AsgiFastStream:
         group_id=cluster.group("recorder"),
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,
+        isolation_level="read_committed",  # what a transaction took back was never written
         fetch_max_bytes=FETCH_BYTES,
         max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
         session_timeout_ms=SESSION_SECONDS * 1000,

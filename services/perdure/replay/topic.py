@@ -92,6 +92,7 @@ async def reading(cluster: Cluster, kind: str) -> AsyncIterator[TopicReader]:
         bootstrap_servers=cluster.kafka,
         enable_auto_commit=False,
         auto_offset_reset="none",  # a position that is gone is noticed
+        isolation_level="read_committed",  # as the recorder reads
         max_partition_fetch_bytes=FETCH_BYTES_MAX,
         fetch_max_wait_ms=WAIT_MS,
     )
