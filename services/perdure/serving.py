@@ -51,6 +51,12 @@ KEEP_ALIVE_SECONDS: Final = 75
 PATIENCE_SECONDS_MAX: Final = 5
 """The longest pause before an engine is tried again."""
 
+REPEATED_SECONDS: Final = 10.0
+"""How often a library may write the same line."""
+
+REPEATED_MAX: Final = 1000
+"""Lines of libraries that are remembered."""
+
 T = TypeVar("T")
 
 _stopping: ContextVar[asyncio.Event] = ContextVar("stopping")
@@ -165,6 +171,7 @@ def configure_logs(level: str = "info") -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
     ]
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Repeated())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -282,6 +289,28 @@ async def run(
             finally:
                 await lifespan.stop(living)
         log.info("stopped")
+
+
+class _Repeated(logging.Filter):
+    """Lets a library say the same thing once in a while only.
+
+    While a broker is away its client says so hundreds of times a second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.startswith("perdure"):
+            return True
+        said = (record.name, record.getMessage())
+        if record.created < self._said.get(said, 0.0) + REPEATED_SECONDS:
+            return False
+        if len(self._said) >= REPEATED_MAX:
+            self._said.clear()
+        self._said[said] = record.created
+        return True
 
 
 class _Server(uvicorn.Server):

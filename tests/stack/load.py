@@ -251,6 +251,7 @@ class Topics:
         consumer = AIOKafkaConsumer(
             bootstrap_servers=cluster.kafka,
             enable_auto_commit=False,
+            isolation_level="read_committed",  # what a transaction takes back is no event
             max_partition_fetch_bytes=16 * 2**20,
         )
         admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka)

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 SERVICES = ("recorder", "checkpointer", "memorizer", "projector", "gateway")
-READY_SECONDS = 60
+READY_SECONDS = 120
 STOP_SECONDS = 40
 
 

@@ -149,7 +149,9 @@ class _Uploads:
             if self._producer is None:
                 producer = AIOKafkaProducer(
                     bootstrap_servers=self._cluster.kafka,
-                    enable_idempotence=True,  # of a chunk that is sent twice, one arrives
+                    # Not idempotent: once a batch has expired, such a producer's numbers are out
+                    # of order for good. A chunk that is sent twice is taken once.
+                    enable_idempotence=False,
                     acks="all",
                     max_request_size=RECORD_BYTES_MAX,
                 )

@@ -31,6 +31,9 @@ WARM_RECORDS: Final = 500
 SEARCH_AFTER_SECONDS: Final = 2.0
 """After so long without an answer the journal itself is searched, once."""
 
+SEARCH_SECONDS_MIN: Final = 5.0
+"""How long a search may take for who doesn't wait as long himself."""
+
 COMMITTED_EVERY_SECONDS: Final = 0.5
 """How often the recorder's committed position is asked for while it is waited for."""
 
@@ -151,10 +154,14 @@ class Journal:
     ) -> list[Verdict]:
         """Verdicts of some of the records (partition, offset), as soon as there is one.
 
+        None after `wait_seconds`, also where the journal could not be searched: whoever asks again
+        waits for Kafka as for the recorder.
+
         Raises:
             InvalidInput: there is no such partition.
-            Unreachable: the journal can't be searched now.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_seconds
         for partition, _ in records:
             self._checked(partition)
         if self.verdicts.known(*records[0]) is None:
@@ -163,17 +170,18 @@ class Journal:
                 if (
                     offset <= self.verdicts.through(partition)
                     and self.verdicts.known(partition, offset) is None
-                    and (verdict := await self._searched(partition, offset)) is not None
+                    and (verdict := await self._searched(partition, offset, deadline)) is not None
                 ):
                     return [verdict]
-        first = min(wait_seconds, SEARCH_AFTER_SECONDS)
+        first = min(deadline - loop.time(), SEARCH_AFTER_SECONDS)
         found = await self.verdicts.any_of(records, first)
-        if found or wait_seconds <= first or self.verdicts.ended:
+        if found or loop.time() >= deadline or self.verdicts.ended:
             return found
-        verdict = await self._searched(*min(records, key=lambda record: record[1]))
+        oldest = min(records, key=lambda record: record[1])
+        verdict = await self._searched(*oldest, deadline)
         if verdict is not None:
             return [verdict]
-        return await self.verdicts.any_of(records, wait_seconds - first)
+        return await self.verdicts.any_of(records, deadline - loop.time())
 
     async def caught_up(self, partition: int, wait_seconds: float) -> bool:
         """Whether all that was acknowledged before the call is decided; waits so long at most.
@@ -250,17 +258,23 @@ class Journal:
             if admin is not None:
                 await admin.close()
 
-    async def _searched(self, partition: int, offset: int) -> Verdict | None:
-        """The verdict of a record, from the topic; None where it isn't there."""
+    async def _searched(self, partition: int, offset: int, deadline: float) -> Verdict | None:
+        """The verdict of a record, from the topic; None where it isn't found by the deadline."""
         topic = TopicPartition(self._cluster.topic("journal"), partition)
-        async with self._search:
-            with _reachable():
-                consumer = await self._asker()
-                consumer.assign([topic])
-                try:
-                    return await _search(consumer, topic, offset)
-                finally:
-                    consumer.assign([])
+        # Not at once where the deadline is now: what is there is found even by who doesn't wait.
+        until = max(deadline, asyncio.get_running_loop().time() + SEARCH_SECONDS_MIN)
+        try:
+            async with asyncio.timeout_at(until), self._search:
+                with _reachable():
+                    consumer = await self._asker()
+                    consumer.assign([topic])
+                    try:
+                        return await _search(consumer, topic, offset)
+                    finally:
+                        consumer.assign([])
+        except (TimeoutError, Unreachable) as error:
+            _log.warning("journal not searched", partition=partition, reason=repr(error))
+            return None
 
 
 async def _search(consumer: AIOKafkaConsumer, topic: TopicPartition, offset: int) -> Verdict | None:

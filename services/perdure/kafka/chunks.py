@@ -27,7 +27,7 @@ from aiokafka.errors import KafkaError
 from uuid_utils import uuid7
 
 from perdure.checkpointer.uploads import Chunk
-from perdure.errors import InvalidInput, Unavailable, Unreachable
+from perdure.errors import InvalidInput, Unreachable
 
 CHUNK_BYTES: Final = 512 * 1024
 """The most bytes of one chunk: below what brokers take of a record by default."""
@@ -149,7 +149,7 @@ async def upload(
     Raises:
         InvalidInput: no digest, nothing in it, too large, or pieces of another size than `size`.
         Corrupt: what arrived is not the object of `digest`; the message says what is wrong.
-        Unavailable: the cluster doesn't take it, or it wasn't stored within `timeout` seconds.
+        Unreachable: the cluster doesn't take it, or it wasn't stored within `timeout` seconds.
     """
     if not _DIGEST.fullmatch(digest):
         raise InvalidInput(
@@ -174,7 +174,7 @@ async def upload(
                 if known is not None:
                     return known
     except TimeoutError as error:
-        raise Unavailable(
+        raise Unreachable(
             f"object {digest} was sent but not stored within {timeout:g} s",
             hint="is the checkpointer running? saving it again is harmless",
         ) from error

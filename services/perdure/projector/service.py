@@ -13,13 +13,14 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
+from aiokafka.errors import KafkaError
 from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream
 from faststream.kafka import KafkaBroker
 from litestar import Litestar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, Unreachable
 from perdure.gateway.app import build, opened
 from perdure.gateway.service import Gateway
 from perdure.kafka import batches, journal, topics
@@ -99,8 +100,31 @@ class Projector:
         )
 
     async def take(self, records: Sequence[Record]) -> None:
-        """Publish the states of all agents that a batch tells of, each once; then commit."""
+        """Publish the states of all agents that a batch tells of, each once; then commit.
+
+        A failure that nobody thought of has the batch read again: none of it is left out.
+        """
         started = time.perf_counter()
+        consumer = batches.consumer_of(self._broker, self._cluster.topic("journal"))
+        parts = {
+            partition: own
+            for partition, own in batches.by_partition(records).items()
+            if not await batches.is_stale(consumer, own)
+        }
+        try:
+            await self._take([record for own in parts.values() for record in own])
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be left out
+            for partition in parts:
+                await batches.read_again(consumer, partition, error)
+            return
+        for partition, own in parts.items():
+            position = own[-1].offset + 1
+            await batches.commit(consumer, partition, position)
+            batches.tell_lag(self._metrics.lag, consumer, partition, position)
+        self._metrics.records.inc(len(records))
+        self._metrics.seconds.observe(time.perf_counter() - started)
+
+    async def _take(self, records: Sequence[Record]) -> None:
         told = []
         for record in records:
             try:
@@ -108,14 +132,9 @@ class Projector:
             except PerdureError as error:
                 # The recorder alone writes there; one record of somebody else's stops nothing.
                 _log.error("no journal record", offset=record.offset, reason=str(error))
-        await asyncio.gather(*(self._publish_one(agent) for agent in moved(told)))
-        consumer = batches.consumer_of(self._broker, self._cluster.topic("journal"))
-        for partition, own in batches.by_partition(records).items():
-            position = own[-1].offset + 1
-            await batches.commit(consumer, partition, position)
-            batches.tell_lag(self._metrics.lag, consumer, partition, position)
-        self._metrics.records.inc(len(records))
-        self._metrics.seconds.observe(time.perf_counter() - started)
+        async with asyncio.TaskGroup() as group:
+            for agent in moved(told):
+                group.create_task(self._publish_one(agent))
 
     async def _publish_one(self, agent: Moved) -> None:
         async def record() -> StateRecord | None:
@@ -130,8 +149,18 @@ class Projector:
                 if found.error:
                     self._metrics.failures.inc()
                     _log.warning("state not folded", store=agent.store, reason=found.error)
-                await self._publish.publish(encode(found), key=key_of(agent.store, agent.agent))
+                key = key_of(agent.store, agent.agent)
+                await self._gateway.health.patiently("Kafka", lambda: self._send(key, found))
                 self._metrics.published.inc()
+
+    async def _send(self, key: bytes, state: StateRecord) -> None:
+        try:
+            await self._publish.publish(encode(state), key=key)
+        except KafkaError as error:
+            raise Unreachable(
+                f"Kafka at {self._cluster.kafka} doesn't take a state of {self._topic}: {error!r}",
+                hint="start it, or check its address",
+            ) from error
 
 
 def application(cluster: Cluster) -> AsgiFastStream:
@@ -147,7 +176,9 @@ def application(cluster: Cluster) -> AsgiFastStream:
         cluster.kafka.split(","),
         client_id=cluster.group("projector"),
         acks="all",
-        enable_idempotence=True,
+        # Not idempotent: once a batch has expired, such a producer's numbers are out of order for
+        # good. A state that is published twice is the same one.
+        enable_idempotence=False,
         apply_types=False,  # what is consumed are records as they are
         logger=None,
     )
