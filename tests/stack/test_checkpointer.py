@@ -55,8 +55,8 @@ class Place:
         )
         await self.producer.start()
         self.session = await Session.connect(self.cluster)
-        catalog = await Catalog.open(self.session, self.cluster)
-        self.manifest = CassandraManifest(self.session, catalog, self.cluster)
+        await Catalog.open(self.session, self.cluster)
+        self.manifest = CassandraManifest(self.session, self.cluster)
         self.blobs = FsspecBlobs(self.cluster.blobs)
         return self
 

@@ -20,6 +20,11 @@ FORMAT: Final = 1
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
+_MANY: Final = (
+    "compression = {{'class': 'ZstdCompressor'}}"
+    " AND compaction = {{'class': 'UnifiedCompactionStrategy'}}"
+)
+
 CONTROL: Final = (
     """CREATE TABLE IF NOT EXISTS {keyspace}.format (
     part text PRIMARY KEY,          -- control
@@ -47,11 +52,14 @@ CONTROL: Final = (
     position bigint,                -- all records of the log before this offset are in its tables
     PRIMARY KEY ((generation), partition)
 )""",
-)
-
-_MANY: Final = (
-    "compression = {{'class': 'ZstdCompressor'}}"
-    " AND compaction = {{'class': 'UnifiedCompactionStrategy'}}"
+    f"""CREATE TABLE IF NOT EXISTS {{keyspace}}.objects (
+    digest text PRIMARY KEY,        -- SHA-256 of the encoded object, hexadecimal
+    size bigint,                    -- bytes of the encoded object
+    stored bigint,                  -- bytes in checkpoint storage; null while it isn't there
+    uploader text,
+    created timestamp,
+    refused map<text, text>         -- of uploads that failed: their name, and why; for a while
+) WITH {_MANY}""",
 )
 
 GENERATION: Final = (
@@ -137,14 +145,6 @@ GENERATION: Final = (
     PRIMARY KEY ((store, agent, projection, slot), piece)
 ) WITH compression = {{'enabled': false}}
 AND compaction = {{'class': 'UnifiedCompactionStrategy'}}""",
-    f"""CREATE TABLE IF NOT EXISTS {{keyspace}}.objects (
-    digest text PRIMARY KEY,        -- SHA-256 of the encoded object, hexadecimal
-    size bigint,                    -- bytes of the encoded object
-    stored bigint,                  -- bytes in checkpoint storage; null while it isn't there
-    uploader text,
-    created timestamp,
-    refused map<text, text>         -- of uploads that failed: their name, and why; for a while
-) WITH {_MANY}""",
 )
 
 

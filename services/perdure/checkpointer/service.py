@@ -140,13 +140,12 @@ class Engine:
         session = await self.patiently("Cassandra", lambda: Session.connect(self.cluster))
         self._stack.push_async_callback(session.close)
 
-        async def opened() -> tuple[Catalog, LiveGenerations]:
+        async def opened() -> LiveGenerations:
             catalog = await Catalog.open(session, self.cluster)
-            live = await LiveGenerations.open(session, self.cluster, catalog, self._partition_of)
-            return catalog, live
+            return await LiveGenerations.open(session, self.cluster, catalog, self._partition_of)
 
-        catalog, self._generations = await self.patiently("Cassandra", opened)
-        self._manifest = CassandraManifest(session, catalog, self.cluster)
+        self._generations = await self.patiently("Cassandra", opened)
+        self._manifest = CassandraManifest(session, self.cluster)
         self._session = session
 
     async def close(self) -> None:

@@ -144,7 +144,7 @@ async def opened(
             states = CassandraStateTable(session, store, generations)
             return StoreSources(events, states, memories.of(store, events, generations))
 
-        manifest = CassandraManifest(session, catalog, cluster)
+        manifest = CassandraManifest(session, cluster)
         yield Sources(of, objects, manifest, generations.refresh)
 
 

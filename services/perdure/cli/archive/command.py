@@ -6,7 +6,7 @@ import datetime as dt
 from typing import Annotated, Final
 
 import typer
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from perdure.cli import options, output, session
 from perdure.errors import Unreachable
@@ -134,7 +134,7 @@ async def _keep_following(cluster: Cluster, told: _Told, stop: asyncio.Event) ->
 
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(Unreachable),
-        wait=wait_exponential_jitter(initial=0.5, max=PAUSE_SECONDS_MAX),
+        wait=wait_random_exponential(multiplier=0.5, max=PAUSE_SECONDS_MAX),
         before_sleep=_waiting,
         sleep=pause,
         stop=lambda _: stop.is_set(),

@@ -1,0 +1,1 @@
+"""The command that builds tables anew from the log."""
