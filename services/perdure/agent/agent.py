@@ -355,10 +355,12 @@ class Agent(AgentView):
     def _assume(self, events: Sequence[NewEvent], answers: list[Event], size: int) -> None:
         """Have the state follow what was acknowledged, as if nobody else wrote."""
         self._assumptions += 1
-        self._doubtful |= any(
-            event.id is not None or event.writer is not None for event in events
-        ) or not all(isinstance(answer, Sent) and answer.log_position for answer in answers)
+        for event in events:
+            if event.id is not None or event.writer is not None:
+                self._doubtful = True
         for answer in answers:
+            if not (isinstance(answer, Sent) and answer.log_position):
+                self._doubtful = True
             self._sequence += 1
             self._pending.append(msgspec.structs.replace(answer, sequence=self._sequence))
         self._tail_bytes += size + ENVELOPE_BYTES * len(answers)

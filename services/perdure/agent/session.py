@@ -1,6 +1,7 @@
 """What every agent of a store works with: the store's ports, and the user's own code."""
 
 import weakref
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, get_args
 
@@ -33,7 +34,7 @@ class Session:
     opened: "weakref.WeakSet[Agent]" = field(default_factory=weakref.WeakSet)
     """The agents that are open for writing; closing the store closes them."""
 
-    async def append(
+    def append(
         self,
         agent: str,
         events: tuple[NewEvent, ...],
@@ -41,8 +42,8 @@ class Session:
         epoch: int | None,
         expected_sequence: int | None,
         ack: Ack | None,
-    ) -> list[Event]:
-        """Record events that `event.prepared` has checked; see `ports.EventLog.append`.
+    ) -> Awaitable[list[Event]]:
+        """Record events, one at least, that `event.prepared` has checked; see `EventLog.append`.
 
         A write with an expectation waits until it is known whether that holds.
 
@@ -57,10 +58,6 @@ class Session:
         if expected_sequence is not None:
             checked_sequence("expected_sequence", expected_sequence)
             ack = "recorded"
-        if not events:
-            return []
         self.upcasters.check_readable(events)
         writer = self.backend.writer
-        return await self.backend.log.append(
-            Append(agent, events, writer, epoch, expected_sequence), ack
-        )
+        return self.backend.log.append(Append(agent, events, writer, epoch, expected_sequence), ack)

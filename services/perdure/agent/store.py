@@ -68,6 +68,8 @@ class Store:
         """Contribute several events to an agent, all or none; see `Agent.emit_many`."""
         names.agent_name(agent)
         new = tuple(checked(as_new_event(event))[0] for event in events)
+        if not new:
+            return []
         return await self._session.append(
             agent, new, epoch=None, expected_sequence=expected_sequence, ack=ack
         )

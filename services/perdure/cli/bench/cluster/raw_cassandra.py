@@ -66,6 +66,8 @@ class RawCassandra:
             protocol_version=PROTOCOL,
             compression=True,
             execution_profiles={EXEC_PROFILE_DEFAULT: profile},
+            connect_timeout=SECONDS,
+            control_connection_timeout=SECONDS,
             sockopts=[(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)] if no_delay else None,
         )
         self._session = self._driver.connect()
