@@ -272,6 +272,18 @@ def test_a_write_that_no_record_can_hold():
         wire.encode(Append("a/b", (draft,) * 9, "w"))
 
 
+def test_more_events_than_are_recorded_together_are_refused_by_both_sides():
+    """Very many small events are too large for their tables long before they are for a record."""
+    small = [
+        {"specversion": "1.0", "id": str(number), "source": "s", "type": "note", "subject": "a/b"}
+        for number in range(25_000)
+    ]
+    headers = [("content-type", b"application/cloudevents-batch+json")]
+    with pytest.raises(EventTooLarge, match="25,000 events of a/b"):
+        wire.decode(b"a/b", json.dumps(small).encode(), headers, 0)
+    assert len(wire.decode(b"a/b", json.dumps(small[:20_000]).encode(), headers, 0).append.events)
+
+
 def test_the_partition_of_a_key_is_that_of_other_clients():
     """Partitions are those that Kafka's own clients choose, which send records here too."""
     # What Kafka's own tests expect of murmur2 for these keys, as unsigned numbers.

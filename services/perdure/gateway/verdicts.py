@@ -126,7 +126,8 @@ class Verdicts:
             keys.append(key)
             changed = changed or entry.outcome in _RECORDED
             verdict = Verdict(*key, record.store, record.agent, entry)
-            self._kept[key] = verdict
+            # The first copy: told again after a crash, a claim's epoch is no longer known.
+            verdict = self._kept.setdefault(key, verdict)
             for wait in self._waits.pop(key, ()):
                 wait.found.append(verdict)
                 wait.event.set()

@@ -38,6 +38,7 @@ from perdure.model.event import (
     utc,
 )
 from perdure.model.sequencing import CHAIN_BYTES, Append
+from perdure.recorder import buckets
 
 DEFAULT_STORE: Final = "default"
 """The store of a cluster that is meant where none is named."""
@@ -152,9 +153,22 @@ def encode(append: Append, *, store: str = DEFAULT_STORE) -> Wire:
         raise EventTooLarge(
             f"{len(append.events):,} events that are to be recorded together take {len(value):,} "
             f"bytes; {RECORD_BYTES_MAX:,} are the most in one write",
-            hint="divide them: events in several writes are recorded in the order of the writes",
+            hint=_DIVIDE,
         )
+    _check_fits(store, append.agent, len(append.events), len(value))
     return Wire(key, value, [("content-type", BATCH_TYPE)])
+
+
+def _check_fits(store: str, agent: str, count: int, size: int) -> None:
+    """Raises EventTooLarge where so many events in so many bytes can't be recorded together."""
+    if not buckets.fits(store, agent, count, size):
+        raise EventTooLarge(
+            f"{count:,} events of {agent} in {size:,} bytes are too many to be recorded together",
+            hint=_DIVIDE,
+        )
+
+
+_DIVIDE: Final = "divide them: events in several writes are recorded in the order of the writes"
 
 
 def encode_claim(agent: str, *, claim_id: str, writer: str, store: str = DEFAULT_STORE) -> Wire:
@@ -323,6 +337,7 @@ def _structured(key: bytes | None, value: bytes, kind: bytes, timestamp: int) ->
                 f"the batch holds events of {first.subject} and of {event.subject}",
                 hint="one record holds events of one agent",
             )
+    _check_fits(store, agent, len(events), len(value))
     writer = _text("writer", first.writer or first.source)
     append = Append(
         agent,
