@@ -16,7 +16,8 @@ ARGS ?=
 PROJECT := pyproject.toml services/perdure/version.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check bench docs demo lock clean stack stack-down stack-status stack-logs
+.PHONY: help setup test check bench docs demo demo-cluster lock clean
+.PHONY: stack stack-down stack-status stack-logs
 
 help: ## list the chores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -42,6 +43,9 @@ docs: $(DONE)/dev ## write the generated pages, and run every example of docstri
 demo: $(DONE)/runtime ## watch an agent being killed and losing nothing
 	@$(BIN)/perdure demo $(ARGS)
 
+demo-cluster: $(DONE)/cluster ## the same on Kafka, Cassandra and Weaviate, services killed too
+	@$(BIN)/python -m ops.demo_cluster $(ARGS)
+
 stack: $(DONE)/dev ## start Kafka, Cassandra and Weaviate (with Docker where it answers)
 	@$(BIN)/python -m ops.stack up $(ARGS)
 
@@ -63,7 +67,8 @@ lock: $(DONE)/lock-tool ## write requirements*.lock anew from pyproject.toml (AR
 		--output-file requirements-cluster.lock
 
 clean: ## remove .venv, caches and what the chores left
-	@rm -rf $(VENV) build dist perdure-demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf perdure-demo perdure-demo-cluster
 	@find services tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The lock names packages and hashes and no place to get them from: that is the user's to choose.
@@ -85,12 +90,18 @@ $(DONE)/runtime: $(DONE)/venv requirements.lock $(PROJECT)
 	@$(PIP) install --no-deps --editable .
 	@touch $@
 
+$(DONE)/cluster: $(DONE)/venv requirements-cluster.lock $(PROJECT)
+	@echo "perdure: installing the locked packages for a cluster (a minute or less, once)"
+	@$(PIP) install --require-hashes --requirement requirements-cluster.lock
+	@$(PIP) install --no-deps --editable .
+	@touch $@ $(DONE)/runtime
+
 # The development lock holds the runtime lock's packages at the same versions, and the build backend.
 $(DONE)/dev: $(DONE)/venv requirements-dev.lock $(PROJECT)
 	@echo "perdure: installing the locked packages for development (a minute or less, once)"
 	@$(PIP) install --require-hashes --requirement requirements-dev.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
-	@touch $@ $(DONE)/runtime
+	@touch $@ $(DONE)/runtime $(DONE)/cluster
 
 $(DONE)/lock-tool: $(DONE)/venv
 	@echo "perdure: installing the tool that writes the lock"

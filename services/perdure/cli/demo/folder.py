@@ -57,9 +57,29 @@ def claimed(folder: Path, agents: list[str]) -> Iterator[None]:
                 hint="wait for it, or choose another folder with --store",
             ) from error
         if os.fstat(file.fileno()).st_size == 0:
-            file.write(msgspec.json.encode(Marker(f"perdure {perdure.__version__}", agents)))
-            file.flush()
+            mark(folder, agents)
         yield
+
+
+def mark(folder: Path, agents: list[str]) -> None:
+    """Note which agents a demo makes in a folder."""
+    marker = Marker(f"perdure {perdure.__version__}", agents)
+    (folder / MARKER).write_bytes(msgspec.json.encode(marker))
+
+
+def made(folder: Path) -> set[str]:
+    """The agents that a demo made in a folder.
+
+    Raises:
+        InvalidInput: its marker can't be read.
+    """
+    try:
+        return set(msgspec.json.decode((folder / MARKER).read_bytes(), type=Marker).agents)
+    except msgspec.MsgspecError as error:
+        raise InvalidInput(
+            f"{folder / MARKER} is no demo's marker: {error}",
+            hint="choose another folder with --store",
+        ) from error
 
 
 async def clear(folder: Path, agents: list[str], *, fresh: bool) -> bool:
@@ -77,8 +97,7 @@ async def clear(folder: Path, agents: list[str], *, fresh: bool) -> bool:
         (folder / name).unlink(missing_ok=True)
     if (folder / OBJECTS).exists():
         shutil.rmtree(folder / OBJECTS)
-    marker = Marker(f"perdure {perdure.__version__}", agents)
-    (folder / MARKER).write_bytes(msgspec.json.encode(marker))
+    mark(folder, agents)
     return True
 
 
@@ -93,10 +112,10 @@ async def _refuse_others(folder: Path) -> None:
     if not (folder / DATABASE).exists():
         return
     try:
-        made = set(msgspec.json.decode((folder / MARKER).read_bytes(), type=Marker).agents)
+        known = made(folder)
         async with perdure.connect(folder, create=False) as store:
-            others = [line.agent async for line in store.agents() if line.agent not in made]
-    except (PerdureError, msgspec.MsgspecError) as error:
+            others = [line.agent async for line in store.agents() if line.agent not in known]
+    except PerdureError as error:
         raise InvalidInput(
             f"the earlier demo in {folder} can't be read: {error}",
             hint="--fresh deletes it; or choose another folder with --store",
