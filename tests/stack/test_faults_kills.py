@@ -1,8 +1,13 @@
-"""SIGKILL of every service under load: nothing acknowledged is lost, doubled or reordered."""
+"""Services killed, joined, suspended and woken under load.
+
+Nothing acknowledged is lost, doubled or reordered, they recover by themselves, and what waits is
+worked off.
+"""
 
 import asyncio
 import contextlib
 import os
+import signal
 import time
 
 import msgspec
@@ -14,7 +19,9 @@ from tests.stack.services import SERVICES, Services
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20 if os.environ.get("PERDURE_FAULTS") == "full" else 3
+FULL = os.environ.get("PERDURE_FAULTS") == "full"
+KILLS = 20 if FULL else 3
+ROUNDS = 10 if FULL else 2
 UNDISTURBED_SECONDS = 1.5
 
 
@@ -53,3 +60,59 @@ async def test_a_service_killed_under_load_loses_nothing(services, store, tmp_pa
         f"{len(load.failures())} writes failed; up to date after "
         f"{sorted(times)[len(times) // 2]:.1f} s, at most {max(times):.1f} s"
     )
+
+
+@contextlib.asynccontextmanager
+async def another(services, name):
+    """One more of a service, while the context lasts."""
+    service = services.add(name)
+    service.start()
+    try:
+        await asyncio.to_thread(service.wait_ready)
+        yield service
+    finally:
+        services.all.remove(service)
+        assert await asyncio.to_thread(service.stop) == 0
+
+
+async def test_recorders_that_come_and_go_while_agents_write(services, store, tmp_path):
+    """Partitions change hands in the middle of writing, in peace and by force."""
+    rng = seeded("rebalances")
+    async with Load(services, store, tmp_path) as load:
+        for round_ in range(ROUNDS):
+            async with another(services, "recorder") as second:
+                await asyncio.sleep(rng.random() * UNDISTURBED_SECONDS)
+                await load.moved(since=time.monotonic())
+                if round_ % 2:
+                    second.kill()
+                    await load.moved(since=time.monotonic())
+                    second.start()
+                    await asyncio.to_thread(second.wait_ready)
+                await asyncio.sleep(rng.random() * UNDISTURBED_SECONDS)
+            await load.moved(since=time.monotonic())
+    await load.judge()
+
+
+async def test_a_recorder_that_wakes_up_in_others_partitions_changes_nothing(
+    services, store, tmp_path
+):
+    """Suspended in the middle of its work until others have gone on with it; then it goes on."""
+    rng = seeded("zombies")
+    async with (
+        Load(services, store, tmp_path, agents=4) as load,
+        another(services, "recorder") as second,
+    ):
+        pair = [services["recorder"], second]
+        await load.moved(since=time.monotonic())
+        for round_ in range(ROUNDS):
+            zombie = pair[round_ % 2]
+            await asyncio.sleep(rng.random() * UNDISTURBED_SECONDS)
+            zombie.kill(signal.SIGSTOP)
+            try:
+                # Recorded for all agents: the other has all partitions by now.
+                await load.moved(since=time.monotonic())
+                await asyncio.sleep(rng.random())
+            finally:
+                zombie.kill(signal.SIGCONT)
+            await load.moved(since=time.monotonic())
+    await load.judge()
