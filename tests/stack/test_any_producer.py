@@ -8,11 +8,14 @@ import base64
 import contextlib
 import json
 import shutil
+import struct
 from typing import NamedTuple
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.record.util import calc_crc32c_py
 from tests.node import PROGRAMS, modules
+from tests.stack.services import Services
 
 import perdure
 from perdure.kafka.wire import key_of, partition_of
@@ -251,6 +254,46 @@ async def test_what_a_transaction_takes_back_is_not_recorded(shared_services, se
 def deep(levels):
     """JSON that is nested so deeply."""
     return "[" * levels + "]" * levels
+
+
+async def test_a_header_may_have_any_name(cluster, tmp_path):
+    """What no client here can write, a broker takes: it holds up no record before or after it."""
+    with Services(cluster, tmp_path, names=("recorder", "gateway")) as services:
+        async with (
+            AIOKafkaProducer(bootstrap_servers=cluster.kafka, acks="all") as producer,
+            following(cluster) as verdicts,
+        ):
+            partition = partition_of(key_of("lab", AGENT), cluster.partitions)
+            outcomes = []
+            for name, replacing in (("one", None), ("two", b"\xff\xfe"), ("three", None)):
+                record = binary(AGENT, id=name, store="lab")
+                headers = [(key, value.encode()) for key, value in record.headers.items()]
+                batch = producer.create_batch()
+                batch.append(
+                    key=record.key,
+                    value=record.value.encode(),
+                    timestamp=None,
+                    headers=[*headers, ("##", b"1")],
+                )
+                if replacing is not None:
+                    rename(batch, b"##", replacing)
+                sent = await (
+                    await producer.send_batch(batch, cluster.topic("events"), partition=partition)
+                )
+                place = (sent.partition, sent.offset)
+                outcomes.append((await decided(verdicts, {place}, SECONDS))[place].outcome)
+        assert outcomes == ["recorded"] * 3
+        events = await events_of(services, "lab", AGENT)
+        assert [event.id for event in events] == ["one", "two", "three"]
+
+
+def rename(batch, name, replacing):
+    """Give a header of a batch another name of the same length, of any bytes."""
+    data = bytearray(batch._build())
+    at = data.index(name)
+    data[at : at + len(name)] = replacing
+    struct.pack_into(">I", data, 17, calc_crc32c_py(bytes(data[21:])))
+    batch._buffer = data
 
 
 def elsewhere(store):

@@ -34,7 +34,7 @@ from perdure.checkpointer.storage import Manifest
 from perdure.checkpointer.tails import Key, Tails
 from perdure.checkpointer.uploads import Uploads
 from perdure.errors import PerdureError, Unreachable
-from perdure.kafka import batches, chunks, journal, topics, wire
+from perdure.kafka import batches, chunks, journal, lenient, topics, wire
 from perdure.kafka.batches import Record
 from perdure.kafka.dead_letters import DeadLetters
 from perdure.model.upcast import Upcasters, default_upcasters
@@ -405,6 +405,7 @@ def application(cluster: Cluster) -> AsgiFastStream:
     Raises:
         InvalidInput: checkpoint storage has a URL of no known kind.
     """
+    lenient.install()
     running: list[asyncio.Task[None]] = []
     started = asyncio.Event()
 

@@ -27,7 +27,7 @@ from perdure.cassandra.placement import LiveGenerations
 from perdure.cassandra.session import Session
 from perdure.cassandra.streams import CassandraRecordings
 from perdure.errors import Unavailable
-from perdure.kafka import batches, topics, wire
+from perdure.kafka import batches, lenient, topics, wire
 from perdure.kafka.batches import Record
 from perdure.kafka.telling import KafkaJournal
 from perdure.recorder.heads import Heads
@@ -249,6 +249,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # it has no ty
 
 def application(cluster: Cluster) -> AsgiFastStream:
     """The service. Nothing is connected before it is started."""
+    lenient.install()
     recorder = Recorder(cluster)
     topic = cluster.topic("events")
     broker = KafkaBroker(

@@ -9,6 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
 from perdure.errors import Incompatible, NotFound, Unreachable
+from perdure.kafka import lenient
 from perdure.settings import Cluster
 
 FETCH_BYTES_MAX: Final = 9 * 1024 * 1024
@@ -88,6 +89,7 @@ async def reading(cluster: Cluster, kind: str) -> AsyncIterator[TopicReader]:
     Raises:
         Unreachable: Kafka does not answer.
     """
+    lenient.install()
     consumer = AIOKafkaConsumer(
         bootstrap_servers=cluster.kafka,
         enable_auto_commit=False,
