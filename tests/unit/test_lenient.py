@@ -7,6 +7,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c_py
 
 from perdure.kafka import lenient
@@ -80,6 +81,7 @@ def test_what_is_taken_back_stays_so():
 
 def test_without_it_aiokafka_stands_still(monkeypatch):
     """The reason for all this; when it is gone, so may this be."""
-    monkeypatch.undo()
+    monkeypatch.setattr(fetcher, "MemoryRecords", MemoryRecords)
+    monkeypatch.setattr(fetcher, "PartitionRecords", lenient._PartitionRecords.__base__)
     with pytest.raises(UnicodeDecodeError):
         read(batch(0, [b"\xff"]))
