@@ -20,7 +20,9 @@ NAMED = ("PERDURE_KAFKA", "PERDURE_CASSANDRA", "PERDURE_WEAVIATE")
 
 def main(arguments: list[str]) -> int:
     """Show the demo; its exit status."""
-    named = any(name in os.environ for name in NAMED) or "--config" in arguments
+    named = any(name in os.environ for name in NAMED) or any(
+        each.startswith("--config") for each in arguments
+    )
     ours = not named and (_is_ours() or not _listen(Ports()))
     environment = dict(os.environ)
     if ours:

@@ -12,11 +12,14 @@ import msgspec
 import pytest
 
 import perdure
+from perdure.cli.demo.cluster.services import running
 from perdure.cli.demo.journal import Acknowledged
 from perdure.cli.demo.judge import judged, lost
 from perdure.cli.demo.results import Results
 from perdure.cli.demo.script import agent_of, shipped_runs, turns
 from perdure.cli.main import main
+from perdure.errors import Unavailable
+from perdure.settings import Cluster
 
 RUNS, KILLS = 3, 3
 
@@ -268,3 +271,14 @@ def test_turns_are_the_same_every_time():
         assert len(ids) == len(set(ids))
         assert [turn.message for turn in first] == list(run.messages)
         assert agent_of(run).startswith("demo/")
+
+
+async def test_a_service_that_ends_by_itself_is_told_with_its_log(tmp_path):
+    """A cluster's demo doesn't wait for a service that is gone: it names it, and where to look."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "perdure.toml").write_text('partitions = "some"\n')
+    with pytest.raises(Unavailable, match="ended with status 1") as raised:
+        async with running(tmp_path, Cluster(), lambda _: None):
+            pytest.fail("they can't be ready")
+    log = next(path for path in (tmp_path / "logs").iterdir() if str(path) in raised.value.hint)
+    assert "partitions" in log.read_text()

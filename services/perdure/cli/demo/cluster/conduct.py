@@ -17,7 +17,7 @@ from perdure.cli.demo.cluster.lag import watched
 from perdure.cli.demo.cluster.looking import look
 from perdure.cli.demo.cluster.rebuilding import rebuild
 from perdure.cli.demo.cluster.results import ClusterResults, Replayed, Stored, Work
-from perdure.cli.demo.cluster.working import Watcher, Working
+from perdure.cli.demo.cluster.working import AGENTS, Watcher, Working
 from perdure.cli.demo.journal import JOURNAL
 from perdure.cli.demo.judge import judged
 from perdure.cli.demo.past import look_back
@@ -182,6 +182,9 @@ async def conduct(
             verified=verified,
             checks={
                 **outcome.checks_of_events(tally, agents),
+                "whoever was killed came back": {kill.victim for kill in work.kills}
+                >= set(services.NAMES)
+                and all(kill.away is not None for kill in work.kills if kill.victim != AGENTS),
                 "every service caught up": not any(work.lag[-1].behind.values()),
                 **outcome.checks_of_views(past, fork, recall),
                 "the rebuilt generation equals the one before": replayed.switched

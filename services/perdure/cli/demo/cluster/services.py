@@ -2,6 +2,7 @@
 
 Invariants:
 - No service outlives the demo: each stops when its standard input ends.
+- A service that ends without being told to is an error, at once.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import aiohttp
 from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
@@ -28,16 +29,26 @@ STOP_SECONDS: Final = 40.0
 POLL_SECONDS: Final = 0.1
 ANSWER_SECONDS: Final = 2.0
 
+T = TypeVar("T")
+
 
 class Service:
     """One service in a process of its own."""
 
-    def __init__(self, name: str, folder: Path, address: tuple[str, int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        address: tuple[str, int],
+        failed: Callable[[Unavailable], None],
+    ) -> None:
         self.name = name
         self.log = folder / LOGS / f"{name}.log"
         self._folder = folder
         self._address = address
+        self._failed = failed
         self._process: asyncio.subprocess.Process | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start it, or start it again."""
@@ -54,9 +65,11 @@ class Service:
                 env={n: v for n, v in os.environ.items() if not n.startswith(VARIABLE_PREFIX)},
                 start_new_session=True,  # Ctrl-C is for the demo, which tells its children
             )
+        self._watching = asyncio.create_task(self._watch(self._process))
 
     async def kill(self) -> None:
         """SIGKILL; returns when it is gone."""
+        self._expect_its_end()
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
@@ -64,6 +77,7 @@ class Service:
 
     async def stop(self) -> None:
         """Have it finish what is in flight, and wait until it is gone."""
+        self._expect_its_end()
         if self._process is None or self._process.returncode is not None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -77,18 +91,16 @@ class Service:
         """Wait until it says that it can do its work.
 
         Raises:
-            Unavailable: it ended by itself, or takes too long.
+            Unavailable: it takes too long.
         """
         await AsyncRetrying(
             retry=retry_if_result(lambda ready: not ready),
             wait=wait_fixed(POLL_SECONDS),
             stop=stop_after_delay(READY_SECONDS),
-            retry_error_callback=lambda _: self._fail("is not ready"),
+            retry_error_callback=self._late,
         )(self._answers, client)
 
     async def _answers(self, client: aiohttp.ClientSession) -> bool:
-        if self._process is not None and self._process.returncode is not None:
-            self._fail(f"ended with status {self._process.returncode}")
         host, port = self._address
         try:
             async with client.get(f"http://{host}:{port}/readyz") as answer:
@@ -96,8 +108,19 @@ class Service:
         except (aiohttp.ClientError, TimeoutError):
             return False
 
-    def _fail(self, how: str) -> None:
-        raise Unavailable(f"the {self.name} {how}", hint=f"its log is {self.log}")
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        status = await process.wait()
+        self._failed(self._problem(f"ended with status {status}"))
+
+    def _expect_its_end(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def _late(self, _: object) -> bool:
+        raise self._problem(f"is not ready after {READY_SECONDS:.0f} s")
+
+    def _problem(self, what: str) -> Unavailable:
+        return Unavailable(f"the {self.name} {what}", hint=f"its log is {self.log}")
 
 
 class Services:
@@ -106,6 +129,8 @@ class Services:
     def __init__(self, folder: Path, cluster: Cluster, client: aiohttp.ClientSession) -> None:
         self._client = client
         self._restarts: list[asyncio.Task[None]] = []
+        self.broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Raises when a service has ended by itself, or doesn't come back."""
         self._all = {
             name: Service(
                 name,
@@ -113,6 +138,7 @@ class Services:
                 (cluster.gateway_host, cluster.gateway_port)
                 if name == "gateway"
                 else (cluster.health_host, cluster.health_port + number),
+                self._fail,
             )
             for number, name in enumerate(NAMES)
         }
@@ -125,23 +151,47 @@ class Services:
         await service.start()
 
         async def wait() -> None:
-            await service.ready(self._client)
-            ready(time.perf_counter() - began)
+            try:
+                await service.ready(self._client)
+            except Unavailable as error:
+                self._fail(error)
+            else:
+                ready(time.perf_counter() - began)
 
         self._restarts.append(asyncio.create_task(wait()))
 
     async def restarted(self) -> None:
-        """Wait until all that were started again are ready. Raises as `Service.ready`."""
+        """Wait until all that were started again are ready. Raises as `unless_broken`."""
         restarts, self._restarts = self._restarts, []
-        await asyncio.gather(*restarts)
+        await self.unless_broken(asyncio.gather(*restarts))
 
     async def start(self, ready: Callable[[int], None]) -> None:
-        """Start all of them; `ready` hears how many are. Raises as `Service.ready`."""
+        """Start all of them; `ready` hears how many are. Raises as `unless_broken`."""
         await asyncio.gather(*(service.start() for service in self._all.values()))
-        waits = [service.ready(self._client) for service in self._all.values()]
-        for done, wait in enumerate(asyncio.as_completed(waits), start=1):
-            await wait
-            ready(done)
+
+        async def wait() -> None:
+            waits = [service.ready(self._client) for service in self._all.values()]
+            for done, each in enumerate(asyncio.as_completed(waits), start=1):
+                await each
+                ready(done)
+
+        await self.unless_broken(asyncio.create_task(wait()))
+
+    async def unless_broken(self, work: asyncio.Future[T]) -> T:
+        """What the work gives; it is cancelled when a service has ended by itself.
+
+        Raises:
+            Unavailable: one has, or it doesn't come back; names its log.
+        """
+        try:
+            both: set[asyncio.Future[T] | asyncio.Future[None]] = {work, self.broken}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await self.broken
+            return await work
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
 
     async def stop(self) -> None:
         """Have all of them finish and end."""
@@ -149,6 +199,11 @@ class Services:
             restart.cancel()
         await asyncio.gather(*self._restarts, return_exceptions=True)
         await asyncio.gather(*(service.stop() for service in self._all.values()))
+
+    def _fail(self, error: Unavailable) -> None:
+        if not self.broken.done():
+            self.broken.set_exception(error)
+            self.broken.exception()  # it is told where somebody waits
 
 
 @contextlib.asynccontextmanager

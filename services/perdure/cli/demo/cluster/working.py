@@ -1,5 +1,6 @@
 """Agents write through Kafka, and their process and each service are killed on the way."""
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Final, Protocol
 
 from perdure.cli.demo import journal
 from perdure.cli.demo.cluster.lag import Lag
+from perdure.cli.demo.cluster.place import LOGS
 from perdure.cli.demo.cluster.results import Kill, Sample, Work
 from perdure.cli.demo.cluster.services import NAMES, Services
 from perdure.cli.demo.journal import JOURNAL, Acknowledged, Opened
@@ -120,28 +122,35 @@ class Working:
         async with agent_process(
             self._store, self._folder / JOURNAL, len(self._runs), number, thinking=thinking
         ) as worker:
-            async for told in said(worker):
-                if isinstance(told, Opened):
-                    self._starts.append(Restart(told.agents, told.seconds * 1000))
-                    self._watcher.started(self._starts[-1])
-                    continue
-                self._heard.add((told.agent, told.id or told.digest))
-                self._last = self._lag.second
-                self._watcher.acknowledged(len(self._heard))
-                # Each process gets something done: else two kills would count as one.
-                while todo and todo[0][0] <= len(self._heard) > before:
-                    _, victim = todo.pop(0)
-                    if victim == AGENTS:
-                        worker.kill()
-                        await worker.wait()
-                        self._note(victim)
-                        return False
-                    await self._kill(victim)
-            status = await worker.wait()
+            listening = asyncio.create_task(self._listen(worker, before, todo))
+            return await self._services.unless_broken(listening)
+
+    async def _listen(
+        self, worker: asyncio.subprocess.Process, before: int, todo: list[tuple[int, str]]
+    ) -> bool:
+        """Follow what a process says, and kill whoever's moment has come; see `_process`."""
+        async for told in said(worker):
+            if isinstance(told, Opened):
+                self._starts.append(Restart(told.agents, told.seconds * 1000))
+                self._watcher.started(self._starts[-1])
+                continue
+            self._heard.add((told.agent, told.id or told.digest))
+            self._last = self._lag.second
+            self._watcher.acknowledged(len(self._heard))
+            # Each process gets something done: else two kills would count as one.
+            while todo and todo[0][0] <= len(self._heard) > before:
+                _, victim = todo.pop(0)
+                if victim == AGENTS:
+                    worker.kill()
+                    await worker.wait()
+                    self._note(victim)
+                    return False
+                await self._kill(victim)
+        status = await worker.wait()
         if status:
             raise Unavailable(
                 f"the agents' process ended with status {status} before its work was done",
-                hint=f"what it said is above; the services' logs are in {self._folder / 'logs'}",
+                hint=f"what it said is above; the services' logs are in {self._folder / LOGS}",
             )
         return True
 
