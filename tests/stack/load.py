@@ -345,7 +345,7 @@ class Notes:
     """The file of one process, and the tokens that it puts into events."""
 
     def __init__(self, path):
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._life = uuid.uuid4().hex[:8]
         self._count = itertools.count(1)
 

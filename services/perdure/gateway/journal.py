@@ -10,7 +10,7 @@ Invariants:
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -45,6 +45,10 @@ FETCH_BYTES_MAX: Final = 9 * 1024 * 1024
 
 BACK_RECORDS: Final = 512
 """How far a search looks back first: what a recorder writes in one go. Then twice that, …"""
+
+UNSETTLED_RECORDS: Final = 8192
+"""Records at the journal's end that may be of a step that is not told to its end: twice the most
+of a recorder."""
 
 _log = logger("perdure.gateway")
 
@@ -293,6 +297,9 @@ async def _search(consumer: AIOKafkaConsumer, topic: TopicPartition, offset: int
             high = middle
         else:
             low = at + 1
+    if low == end:
+        # Nothing says that all up to it is decided: if it is, then by what the recorder does now.
+        first = max(first, end - UNSETTLED_RECORDS)
     stop, back = min(low + 1, end), BACK_RECORDS
     while True:
         start = max(first, stop - back)
@@ -310,30 +317,39 @@ async def _one(
     consumer: AIOKafkaConsumer, topic: TopicPartition, position: int, end: int
 ) -> tuple[int, JournalRecord | None]:
     """The first record at or after a position, with its own position."""
-    consumer.seek(topic, position)
-    while position < end:
-        found = await consumer.getmany(topic, timeout_ms=5_000, max_records=1)
-        if not found.get(topic):
-            raise Unreachable("the journal does not answer", hint="look whether Kafka is up")
-        [message] = found[topic]
-        with contextlib.suppress(PerdureError):
-            return message.offset, decode(message.value)
-        position = message.offset + 1
+    async for page in _pages(consumer, topic, position, end, records=1):
+        for at, record in page:
+            return at, record
     return end, None
 
 
 async def _scan(
     consumer: AIOKafkaConsumer, topic: TopicPartition, start: int, stop: int, offset: int
 ) -> Verdict | None:
-    position = start
-    while position < stop:
-        position, record = await _one(consumer, topic, position, stop)
-        if record is not None:
+    async for page in _pages(consumer, topic, start, stop, records=BACK_RECORDS):
+        for _, record in page:
             for entry in record.entries:
                 if entry.offset == offset:
                     return Verdict(record.partition, offset, record.store, record.agent, entry)
-        position += 1
     return None
+
+
+async def _pages(
+    consumer: AIOKafkaConsumer, topic: TopicPartition, position: int, stop: int, *, records: int
+) -> AsyncIterator[list[tuple[int, JournalRecord]]]:
+    """The records from a position on with their own positions, so many at a time."""
+    consumer.seek(topic, position)
+    while position < stop:
+        found = await consumer.getmany(topic, timeout_ms=5_000, max_records=records)
+        if not found.get(topic):
+            raise Unreachable("the journal does not answer", hint="look whether Kafka is up")
+        page = []
+        for message in found[topic]:
+            if message.offset < stop:
+                with contextlib.suppress(PerdureError):
+                    page.append((message.offset, decode(message.value)))
+        yield page
+        position = found[topic][-1].offset + 1
 
 
 def _consumer(bootstrap: str, *, wait_ms: int) -> AIOKafkaConsumer:

@@ -1,0 +1,67 @@
+"""A broker of three and a node of three are killed under load: a majority is enough to go on."""
+
+import asyncio
+import os
+import time
+
+import msgspec
+import pytest
+from ops.stack import Ports, Stack
+from tests.embedded.forks import seeded
+from tests.stack.fixtures import at, what_is_missing
+from tests.stack.load import EMBEDDER, Load
+from tests.stack.services import Services
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(what_is_missing()), reason="needs engines of its own"),
+]
+
+AWAY_SECONDS = 15 if os.environ.get("PERDURE_FAULTS") == "full" else 5
+COPIES = 3
+
+
+@pytest.fixture(scope="module")
+def stack(engines, tmp_path_factory):
+    """Three brokers and three nodes. Those of all are asked for as well: so that they wait."""
+    stack = Stack(
+        tmp_path_factory.mktemp("stack"), brokers=COPIES, nodes=COPIES, ports=Ports.free()
+    )
+    stack.up()
+    yield stack
+    stack.wipe()
+
+
+@pytest.fixture(scope="module")
+def services(stack, tmp_path_factory):
+    """All services, on these engines; three copies of everything."""
+    folder = tmp_path_factory.mktemp("services")
+    nodes = ",".join(f"{node}:{stack.cassandra_port}" for node in stack.cassandra)
+    cluster = msgspec.structs.replace(
+        at(stack.ports),
+        name="members",
+        kafka=stack.kafka,
+        cassandra=nodes,
+        replication=COPIES,
+        partitions=4,
+        blobs=(folder / "blobs").as_uri(),
+        embedder=EMBEDDER,
+    )
+    with Services(cluster, folder) as services:
+        yield services
+
+
+@pytest.mark.parametrize("engine", ["kafka", "cassandra"])
+async def test_a_member_of_three_may_be_killed_under_load(stack, services, store, tmp_path, engine):
+    """Each in its turn: what is written is acknowledged and recorded without it; nothing fails."""
+    rng = seeded(f"members of {engine}")
+    async with Load(services, store, tmp_path) as load:
+        for number in rng.sample(range(1, COPIES + 1), COPIES):
+            member = f"{engine}-{number}"
+            await asyncio.to_thread(stack.kill, member)
+            await asyncio.sleep(AWAY_SECONDS)
+            await load.moved(since=time.monotonic())
+            await asyncio.to_thread(stack.start, member)
+            await load.moved(since=time.monotonic())
+    await load.judge()
+    assert load.failures() == []
