@@ -9,6 +9,7 @@ Invariants:
 """
 
 import contextlib
+import struct
 from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Final
 
@@ -24,12 +25,13 @@ from perdure.cassandra.cells import (
     stamp,
 )
 from perdure.cassandra.event_rows import IN_MAX, EventRows, decoded, page_rows
-from perdure.cassandra.session import UNSET, Batch, Session
+from perdure.cassandra.packing import Rows, packed, row_of
+from perdure.cassandra.session import Batch, Session
 from perdure.cassandra.session import Row as Cells
 from perdure.cassandra.tables import Generations, Tables
 from perdure.model.event import Event
 from perdure.model.sequencing import Head
-from perdure.recorder.buckets import ID_BUCKETS
+from perdure.recorder.buckets import ID_BUCKETS, ROWS_EACH
 from perdure.recorder.recordings import Row, Stream, Written, fresh
 
 ROW_BYTES: Final = 200
@@ -98,7 +100,7 @@ class CassandraRecordings:
             await self._close(tables, store, before, after)
         key = (store.encode(), agent.encode(), int32(after.bucket))
         batch = Batch(tables.keyspace, key)
-        size = self._add_rows(batch, tables, key, rows)
+        size = self._add_rows(batch.rows, tables, packed(*key), rows)
         head = after.head
         writers = {row.recorded.event.writer: row.recorded.event.writer_sequence for row in rows}
         lineage = Lineage(after.parent, after.forked_at, after.reverts)
@@ -110,38 +112,42 @@ class CassandraRecordings:
             int32(head.epoch),
             int64(after.position),
             head.chain,
-            UNSET if head.time_max is None else int64(microseconds(head.time_max)),
+            None if head.time_max is None else int64(microseconds(head.time_max)),
             int32(after.events),
             int64(after.bytes),
-            counters(writers) if writers else UNSET,
-            packed_lineage(lineage) if told and lineage != _PLAIN else UNSET,
-            int64(after.first) if opens else UNSET,
-            after.chain_before if opens else UNSET,
+            counters(writers) if writers else None,
+            packed_lineage(lineage) if told and lineage != _PLAIN else None,
+            int64(after.first) if opens else None,
+            after.chain_before if opens else None,
             *key,
         )
         batch.weigh(size)
         await self._session.execute(batch)
 
-    def _add_rows(
-        self, batch: Batch, tables: Tables, key: tuple[bytes, ...], rows: Sequence[Row]
-    ) -> int:
-        """Add the rows of events and of their indexes; about how many bytes they take."""
-        store, agent, bucket = key
-        insert_event, insert_type = tables.insert_event.id, tables.insert_type.id
-        insert_id = tables.insert_id.id
-        add, base = batch.parts.append, self._base
+    def _add_rows(self, batch: Rows, tables: Tables, key: bytes, rows: Sequence[Row]) -> int:
+        """Add the rows of events and of their indexes; about how many bytes they take.
+
+        `key` is the partition's, packed. The values of a row are in the order of its statement.
+        """
+        into_events = row_of(tables.insert_event.id, 7) + key
+        into_types = row_of(tables.insert_type.id, 7) + key
+        into_ids = row_of(tables.insert_id.id, 6) + key
+        pieces, base = batch.pieces, self._base
         types: dict[str, bytes] = {}
         size = 0
         for (event, data, _), position in rows:
             kind = types.get(event.type)
             if kind is None:
-                kind = types[event.type] = event.type.encode()
-            sequence, at = int64(event.sequence), int64(base + position)
-            time = int64(microseconds(event.time))
-            add((True, insert_event, (store, agent, bucket, sequence, kind, data, at)))
-            add((True, insert_type, (store, agent, bucket, kind, time, sequence, at)))
-            add((True, insert_id, (store, agent, bucket, event.id.encode(), sequence, at)))
+                kind = types[event.type] = packed(event.type.encode())
+            sequence, at, event_id = event.sequence, base + position, event.id.encode()
+            # A number is after its length, 8.
+            pieces += (
+                *(into_events, _one(8, sequence), kind, int32(len(data)), data, _one(8, at)),
+                *(into_types, kind, _three(8, microseconds(event.time), 8, sequence, 8, at)),
+                *(into_ids, int32(len(event_id)), event_id, _two(8, sequence, 8, at)),
+            )
             size += len(data)
+        batch.count += ROWS_EACH * len(rows)
         return size + len(rows) * ROW_BYTES
 
     async def _list(self, tables: Tables, store: str, agent: str, position: int) -> None:
@@ -297,3 +303,8 @@ class CassandraRecordings:
 
 
 _PLAIN: Final = Lineage()
+
+_one = struct.Struct(">iq").pack
+_two = struct.Struct(">iqiq").pack
+_three = struct.Struct(">iqiqiq").pack
+"""Numbers of 8 bytes, each after its length."""

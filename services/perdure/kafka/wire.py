@@ -232,20 +232,25 @@ def _decode_binary(
             f"the event has no {' and no '.join(missing)}",
             hint="CloudEvents 1.0 asks for id, source, type and specversion",
         )
-    store, agent = _addressed(get("ce_subject"), get("ce_store"), key)
-    time, schema = get("ce_time"), get("ce_dataschema")
-    writer, number = get("ce_writer"), get("ce_writersequence")
-    epoch, expected = get("ce_epoch"), get("ce_expectedsequence")
-    type_name = event_type.decode()
-    writer_name = None if writer is None else _repeated("writer", writer)
-    source_name = _repeated("source", source)
+    subject, writer = get("ce_subject"), get("ce_writer")
+    store, agent, type_name, source_name, version, writer_name, epoch = _in_common(
+        subject,
+        get("ce_store"),
+        key if subject is None else None,
+        event_type,
+        get("ce_dataschema"),
+        source,
+        writer,
+        get("ce_epoch"),
+    )
+    time, number, expected = get("ce_time"), get("ce_writersequence"), get("ce_expectedsequence")
     event = NewEvent(
         type=type_name,
         data=_data(type_name, value),
         id=_text("id", event_id.decode()),
         time=_stamp(timestamp) if time is None else _time(time.decode()),
         source=source_name,
-        version=1 if schema is None else _version(schema, event_type),
+        version=version,
         writer=writer_name,
         writer_sequence=None if number is None else _number("writersequence", number, 1),
     )
@@ -261,7 +266,7 @@ def _decode_binary(
         agent,
         (event,),
         writer_name or source_name,
-        None if epoch is None else _number("epoch", epoch, 0),
+        epoch,
         None if expected is None else _number("expectedsequence", expected, 0),
         number is None or get("ce_dedupe") == b"id",
     )
@@ -276,6 +281,39 @@ def _decode_binary(
     if number is not None and writer is None:
         raise _no_writer(number.decode())
     return Incoming(store, "append", append)
+
+
+class _Common(NamedTuple):
+    """What the headers say that most records of a writer have in common."""
+
+    store: str
+    agent: str
+    type: str
+    source: str
+    version: int
+    writer: str | None
+    epoch: int | None
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_common(  # noqa: PLR0917 - what a cache is asked by goes faster by place
+    subject: bytes | None,
+    store: bytes | None,
+    key: bytes | None,
+    event_type: bytes,
+    schema: bytes | None,
+    source: bytes,
+    writer: bytes | None,
+    epoch: bytes | None,
+) -> _Common:
+    return _Common(
+        *_addressed(subject, store, key),
+        type=event_type.decode(),
+        source=_text("source", source.decode()),
+        version=1 if schema is None else _version(schema, event_type),
+        writer=None if writer is None else _text("writer", writer.decode()),
+        epoch=None if epoch is None else _number("epoch", epoch, 0),
+    )
 
 
 class _CloudEvent(msgspec.Struct, omit_defaults=True):
@@ -568,12 +606,6 @@ def _data(event_type: str, value: bytes) -> JSON:
     if event_type in vocabulary.BUILT_IN:
         vocabulary.check(event_type, data)
     return data
-
-
-@functools.lru_cache(maxsize=16_384)
-def _repeated(what: str, value: bytes) -> str:
-    """A text that many records have in common."""
-    return _text(what, value.decode())
 
 
 def _text(what: str, text: str) -> str:

@@ -178,6 +178,13 @@ class _Decision:
                 self._record(append, draft, append.writer, number)
                 for number, draft in enumerate(append.events, last + 1)
             ]
+        if len(append.events) == 1 and not append.by_id:
+            [draft] = append.events
+            writer, number = draft.writer, draft.writer_sequence
+            if writer is not None and number is not None and number > self._last(writer):
+                # A writer that counts on: what follows would find the same, in twice the time.
+                self._check(append)
+                return [self._record(append, draft, writer, number)]
         known = [self._known(append, draft) for draft in append.events]
         if append.events and None not in known:
             return [event for event in known if event is not None]

@@ -92,10 +92,9 @@ def chunks(works: Sequence[Work]) -> Iterator[Sequence[Work]]:
     What comes after a fork has its parent's history, which only a stream that is forked tells.
     """
     first = 0
-    for index, work in enumerate(works, 1):
-        if work.incoming.kind == "fork":
-            yield works[first:index]
-            first = index
+    for end in [index for index, work in enumerate(works, 1) if work.incoming.kind == "fork"]:
+        yield works[first:end]
+        first = end
     if first < len(works):
         yield works[first:]
 
@@ -109,7 +108,7 @@ def asked(stream: Stream, works: Sequence[Work]) -> Asked:
         append = incoming.append
         if offset <= stream.position:
             positions.append(offset)
-        if not stored:
+        if not stored or not (stream.bucket or append.by_id):
             continue
         for event in append.events:
             writer = event.writer or append.writer
@@ -433,7 +432,7 @@ def _first_version(event_type: str) -> int:  # noqa: ARG001 - decoding gives eve
 
 
 def _reverts(append: Append) -> bool:
-    return any(event.type == _REVERTED for event in append.events)
+    return _REVERTED in [event.type for event in append.events]
 
 
 def _wrong_revert(append: Append, head: Head) -> SequenceConflict | None:

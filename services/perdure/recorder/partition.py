@@ -191,8 +191,7 @@ class PartitionRecorder:
         """Record consecutive records of agents."""
         self._writes, self._write_seconds = 0, 0.0
         works, told = self._decoded(records)
-        sources = {record.offset: record for record in records}
-        told += await self._agents(works, sources)
+        told += await self._agents(works, records)
         letters = [letter for agent in told for letter in agent.letters]
         if letters:
             letters.sort(key=lambda letter: letter.source.offset)
@@ -207,8 +206,8 @@ class PartitionRecorder:
         return Done(
             records=len(records),
             events=events,
-            duplicates=sum(len(entry.events) for entry in entries) - events,
-            refused=sum(entry.outcome == "refused" for entry in entries),
+            duplicates=sum([len(entry.events) for entry in entries]) - events,
+            refused=[entry.outcome for entry in entries].count("refused"),
             dead=len(letters),
             writes=self._writes,
             write_seconds=self._write_seconds,
@@ -246,7 +245,7 @@ class PartitionRecorder:
             )
 
     async def _agents(
-        self, works: dict[tuple[str, str], list[Work]], sources: dict[int, Source]
+        self, works: dict[tuple[str, str], list[Work]], sources: Sequence[Source]
     ) -> list[_Told]:
         told: list[_Told] = []
         waiting = iter(works.items())
@@ -264,7 +263,7 @@ class PartitionRecorder:
         return told
 
     async def _agent(
-        self, store: str, agent: str, works: list[Work], sources: dict[int, Source]
+        self, store: str, agent: str, works: list[Work], sources: Sequence[Source]
     ) -> _Told:
         told = _Told(key_of(store, agent), [], [], 0)
         for chunk in chunks(works):
@@ -278,7 +277,10 @@ class PartitionRecorder:
                 problem = problem_of(error)
                 entries = [Entry(work.offset, "dead-letter", error=problem) for work in chunk]
                 told.journal.append(JournalRecord("", "", self._partition, entries))
-                told.letters.extend(DeadLetter(sources[work.offset], error) for work in chunk)
+                dead = {work.offset for work in chunk}
+                told.letters.extend(
+                    DeadLetter(each, error) for each in sources if each.offset in dead
+                )
                 continue
             told.journal.extend(decision.journal)
             rows = sum(len(change.rows) for change in decision.changes)
@@ -351,8 +353,8 @@ def _divided(records: Sequence[Source]) -> list[Sequence[Source]]:
     """Records in parts: each that switches the generation is one by itself."""
     parts: list[Sequence[Source]] = []
     first = 0
-    for index, record in enumerate(records):
-        if not record.key and generation_of(record) is not None:
+    for index in [index for index, record in enumerate(records) if not record.key]:
+        if generation_of(records[index]) is not None:
             parts += [records[first:index], records[index : index + 1]]
             first = index + 1
     parts.append(records[first:])

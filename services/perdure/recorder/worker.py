@@ -69,7 +69,8 @@ class Worker:
         self._patiently = patiently
         self._done = done
         self._failed = failed
-        self._backlog: deque[Source] = deque()
+        self._backlog: deque[tuple[Source, int]] = deque()
+        """What waits, each with its size."""
         self._bytes = 0
         self._paused = False
         self._ending = False
@@ -81,8 +82,9 @@ class Worker:
         """Have records recorded, after those that were put before."""
         if self._ending:
             return
-        self._backlog.extend(records)
-        self._bytes += sum(map(_size, records))
+        sizes = [_RECORD_BYTES + len(record.value or b"") for record in records]
+        self._backlog.extend(zip(records, sizes, strict=True))
+        self._bytes += sum(sizes)
         if not self._paused and self._is_over(1.0):
             self._paused = True
             self._reading.pause(self._partition)
@@ -142,11 +144,13 @@ class Worker:
         taken: list[Source] = []
         size = 0
         while self._backlog and len(taken) < STEP_RECORDS:
-            size += _size(self._backlog[0])
-            if taken and size > STEP_BYTES:
+            record, own = self._backlog[0]
+            if taken and size + own > STEP_BYTES:
                 break
-            taken.append(self._backlog.popleft())
-        self._bytes -= sum(map(_size, taken))
+            self._backlog.popleft()
+            taken.append(record)
+            size += own
+        self._bytes -= size
         if self._paused and not self._is_over(0.5):
             self._paused = False
             self._reading.resume(self._partition)
@@ -189,7 +193,3 @@ class Workers:
     def positions(self) -> dict[int, int]:
         """The offset after the last record that was recorded here, by partition."""
         return {part: worker.position for part, worker in self._workers.items()}
-
-
-def _size(record: Source) -> int:
-    return _RECORD_BYTES + len(record.value or b"")

@@ -78,10 +78,10 @@ class RawCassandra:
             name: self._session.prepare(
                 STATEMENTS[name].replace("{}", self._keyspace).replace(_STAMP, "")
             )
-            for name in ("insert_event", "insert_type", "update_head")
+            for name in ("insert_event", "insert_type", "insert_id", "update_head")
         }
         self._event, self._type = prepared["insert_event"], prepared["insert_type"]
-        self._head = prepared["update_head"]
+        self._id, self._head = prepared["insert_id"], prepared["update_head"]
         self._one = self._session.prepare(_ROW.replace("{}", self._keyspace) + " AND sequence = ?")
 
     def close(self) -> None:
@@ -144,6 +144,7 @@ class RawCassandra:
                 self._type,
                 (STORE, agent, bucket, event.type, microseconds(event.time), event.sequence),
             )
+            batch.add(self._id, (STORE, agent, bucket, event.id, event.sequence))
         last = rows[-1]
         batch.add(
             self._head,

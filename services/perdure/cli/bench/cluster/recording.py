@@ -79,8 +79,8 @@ async def recorder(bench: ClusterBench) -> Measurement:
             " from when the recorder, a process of its own, goes on, to when the last row is there"
         ),
         (
-            "a row is the event, its place by type and time, and a part of the head: the same"
-            " tables and columns for all"
+            "a row is the event, its places by type and time and by id, and a part of the head: the"
+            " same tables and columns for all"
         ),
         (
             f"the driver writes batches of {ROWS_A_BATCH} events, many under way; the faster of its"
