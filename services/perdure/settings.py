@@ -27,6 +27,8 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     given up; an agent that wrote nothing for `quiet_seconds` gets its state saved, if it is worth
     it. `embedder` names what turns memories into vectors ahead of any recall, `MODULE:NAME` of an
     `Embedder` or of what makes one: the same that agents are given; empty for the default.
+    `generation` has a gateway read nothing but that one, to look at what was rebuilt; 0 is what is
+    live.
     `blobs` and `archive` are folders of `~/.perdure` by default, for services of one machine.
 
     >>> Cluster(kafka="k1:9092,k2:9092").topic("events")
@@ -48,6 +50,7 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     upload_seconds: int = 3600
     quiet_seconds: int = 30
     embedder: str = ""
+    generation: int = 0
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 8787
     health_host: str = "127.0.0.1"

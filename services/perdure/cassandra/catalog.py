@@ -21,6 +21,7 @@ _CONTROL: Final = "control"
 BUILDING: Final = "building"
 LIVE: Final = "live"
 PAST: Final = "past"
+SCRATCH: Final = "scratch"
 DROPPED: Final = "dropped"
 
 
@@ -28,7 +29,8 @@ class Generation(msgspec.Struct, frozen=True):
     """A set of tables. `created` and `until` are in UTC.
 
     `state` is `building`, `live` (agents are read from it, or were), `dropped`, or `past`: built of
-    what was in the log before the time `until`, to be looked at, and never live.
+    what was in the log before the time `until`, to be looked at, and never live. `scratch` is
+    somebody's for a while, and never live either.
     """
 
     number: int
@@ -151,14 +153,15 @@ class Catalog:
         rows = await self._run("SELECT partition, generation FROM {}.partitions")
         return {partition: generation for partition, generation in rows if generation is not None}
 
-    async def build(self, until: dt.datetime | None = None) -> Generation:
+    async def build(self, until: dt.datetime | None = None, *, state: str = BUILDING) -> Generation:
         """Make a new generation with empty tables, beside those there are.
 
-        `until`, in whole milliseconds: it is of the past, and is never going to be live.
+        `until`, in whole milliseconds: it is of the past, and is never going to be live. `state` is
+        BUILDING or SCRATCH.
         """
         while True:
             number = max([0, *(each.number for each in await self.generations())]) + 1
-            if await self._add(number, BUILDING, until):
+            if await self._add(number, state, until):
                 await schema.create_generation(self._session, self._cluster, number)
                 return await self.generation(number)
 
@@ -184,15 +187,15 @@ class Catalog:
         """From now on a partition is read from generation `after`.
 
         Raises:
-            Incompatible: it is not read from `before` any more; or `after` was dropped, or is of
-                a past time.
+            Incompatible: it is not read from `before` any more; or `after` was dropped, or has not
+                everything.
         """
         generation = await self.generation(after)
         if generation.state == DROPPED:
             raise Incompatible(f"generation {after} was dropped", hint="build a new one")
-        if generation.until is not None:
+        if generation.until is not None or generation.state not in {BUILDING, LIVE}:
             raise Incompatible(
-                f"generation {after} ends at {generation.until.isoformat()}",
+                f"generation {after} has not everything: it is {generation.state}",
                 hint="it can be looked at; build one that has everything",
             )
         [(applied, *_)] = await self._run(

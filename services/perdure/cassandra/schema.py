@@ -38,7 +38,7 @@ CONTROL: Final = (
     """CREATE TABLE IF NOT EXISTS {keyspace}.generations (
     generation int PRIMARY KEY,
     format int,                     -- of its tables
-    state text,                     -- building, live, past or dropped
+    state text,                     -- building, live, past, scratch, dropped
     created timestamp,
     until timestamp                 -- of one that was built up to a time of the past; else null
 )""",

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 
 from litestar import Litestar, Request, asgi
@@ -23,13 +23,14 @@ from litestar.types import (
 )
 
 from perdure.blobs.store import FsspecBlobs
-from perdure.cassandra.catalog import Catalog
+from perdure.cassandra.catalog import DROPPED, Catalog
 from perdure.cassandra.event_table import CassandraEventTable
 from perdure.cassandra.objects import CassandraManifest
 from perdure.cassandra.placement import LiveGenerations
 from perdure.cassandra.session import Session
 from perdure.cassandra.state_table import CassandraStateTable
-from perdure.errors import PerdureError
+from perdure.cassandra.tables import Generations, OneGeneration, Tables
+from perdure.errors import NotFound, PerdureError
 from perdure.gateway.memories import Memories
 from perdure.gateway.messages import ErrorBody, error_body, status_of
 from perdure.gateway.routes.agents import AgentRoutes
@@ -126,13 +127,7 @@ async def opened(
     async with contextlib.AsyncExitStack() as stack:
         session = await Session.connect(cluster)
         stack.push_async_callback(session.close)
-        catalog = await Catalog.open(session, cluster)
-        generations = await LiveGenerations.open(
-            session,
-            cluster,
-            catalog,
-            lambda store, agent: partition_of(key_of(store, agent), cluster.partitions),
-        )
+        generations, refresh = await _generations(session, cluster)
         objects = FsspecBlobs(cluster.blobs)
         stack.push_async_callback(objects.close)
         memories = Memories(cluster, health)
@@ -145,7 +140,31 @@ async def opened(
             return StoreSources(events, states, memories.of(store, events, generations))
 
         manifest = CassandraManifest(session, cluster)
-        yield Sources(of, objects, manifest, generations.refresh)
+        yield Sources(of, objects, manifest, refresh)
+
+
+async def _generations(
+    session: Session, cluster: Cluster
+) -> tuple[Generations, Callable[[], Awaitable[object]]]:
+    """Where agents are read, and what looks for that again."""
+    catalog = await Catalog.open(session, cluster)
+    if not cluster.generation:
+        live = await LiveGenerations.open(
+            session,
+            cluster,
+            catalog,
+            lambda store, agent: partition_of(key_of(store, agent), cluster.partitions),
+        )
+        return live, live.refresh
+    generation = await catalog.generation(cluster.generation)
+    if generation.state == DROPPED:
+        raise NotFound(f"generation {generation.number} was dropped", hint="perdure replay --list")
+    keyspace = cluster.keyspace(generation.number)
+    return OneGeneration(await Tables.prepare(session, keyspace)), _always
+
+
+async def _always() -> None:
+    """It stays where it is."""
 
 
 def _measured(app: ASGIApp, gateway: Gateway) -> ASGIApp:

@@ -168,6 +168,8 @@ class Gateway:
         return Source(store, sources.events, sources.states)
 
     def _follow(self, record: JournalRecord) -> None:
+        if self.cluster.generation:
+            return  # What is recorded now is not in what is looked at.
         if record.chain and self.desk.states.keeps(record.store, record.agent):
             head = Head(
                 record.agent, record.sequence, record.epoch, bytes.fromhex(record.chain), None, {}

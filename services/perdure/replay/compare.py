@@ -89,7 +89,7 @@ async def compare(
     async def look(store: str, agent: str, *, of_built: bool) -> None:
         nonlocal looked
         async with gate:
-            problem, stream = await difference(sides, store, agent, only_built=of_built)
+            problem, stream = await difference(sides, store, agent, listed_built=of_built)
         if problem:
             compared.add(Difference(store, agent, problem))
         if stream is not None:
@@ -105,11 +105,12 @@ async def compare(
 
 
 async def difference(
-    sides: Sides, store: str, agent: str, *, only_built: bool = False
+    sides: Sides, store: str, agent: str, *, listed_built: bool
 ) -> tuple[str, Stream | None]:
     """How an agent is not the same on both sides, empty where it is; and what was built of it.
 
-    With `only_built`, agents that are live are passed over.
+    An agent that is live is compared where the live ones are listed, any other one where those
+    that were built are: asked from the other list it is passed over.
 
     Raises:
         Unavailable: the tables don't answer.
@@ -120,12 +121,10 @@ async def difference(
     except Unavailable:
         raise
     except PerdureError as error:
-        return ("" if only_built else f"live: {error.message}"), None
-    if only_built and live.created:
+        return ("" if listed_built else f"live: {error.message}"), None
+    if live.created is listed_built:
         return "", None
     built = await sides.built.load(store, agent)
-    if not live.created and not built.created:
-        return "", None
     problem = judged(live, built, recorded, rebuilt)
     if not problem and live.created and built.created and live.position != built.position:
         problem = await _chains(sides, store, agent, live, built)
@@ -137,6 +136,8 @@ def judged(live: Stream, built: Stream, recorded: int, rebuilt: int) -> str:
 
     Before the offset `recorded` everything is live, before `rebuilt` everything is built.
     """
+    if not live.created and not built.created:
+        return ""
     if live.created and built.created and live.position == built.position:
         return _unlike(live, built)
     ahead, behind, must = (

@@ -61,7 +61,7 @@ class Rebuild:
     `positions` is where to begin. `note(partition, position)` keeps how far it is. A partition ends
     with a record that switches it to `generation`, if `switched(partition, offset)` says that it
     did: that waits until it is known. With `until`, milliseconds since 1970, it ends before its
-    first record of that time or later.
+    first record of that time or later, or at its end in `ends`.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Rebuild:
         switched: Callable[[int, int], Awaitable[bool]],
         patiently: Patience,
         until: int | None = None,
+        ends: Mapping[int, int] | None = None,
     ) -> None:
         self.positions = dict(positions)
         """Of each partition: the offset before which everything is in the tables."""
@@ -88,6 +89,7 @@ class Rebuild:
         self._switched = switched
         self._patiently = patiently
         self._until = until
+        self._ends = ends or {}
         self._heads = Heads()
         self._change = asyncio.Condition()
         self.ended: set[int] = set()
@@ -146,6 +148,8 @@ class Rebuild:
                         await self._note(partition, after)
                         noted, noted_at = after, now
                     await self._move(partition, after)
+                    if partition in self._ends and after >= self._ends[partition]:
+                        return
 
         await self._patiently(f"partition {partition} of the log", follow)
         async with self._change:

@@ -135,8 +135,14 @@ async def replay_until(
     tables = await engines.generation(generation.number)
     positions = await _positions(engines, generation)
     await engines.log.check(positions)
-    rebuild = _rebuild(engines, tables, generation, positions)
-    await _whole(engines, rebuild, bars)
+    ends = {part: bound.end for part, bound in (await engines.log.bounds(positions)).items()}
+    rebuild = _rebuild(engines, tables, generation, positions, ends)
+    total = sum(ends.values()) - sum(positions.values())
+    with bars("replaying", total) as done, _shown(rebuild, done):
+        try:
+            await rebuild.run()
+        except BaseExceptionGroup as errors:
+            raise (_first(errors) or errors) from None
     agents = events = 0
     async for page in all_agents(engines.session, keyspace):
         for stream in await asyncio.gather(*(tables.load(store, agent) for store, agent in page)):
@@ -205,7 +211,11 @@ async def _positions(engines: Engines, generation: Generation) -> dict[int, int]
 
 
 def _rebuild(
-    engines: Engines, tables: Tables, generation: Generation, positions: Mapping[int, int]
+    engines: Engines,
+    tables: Tables,
+    generation: Generation,
+    positions: Mapping[int, int],
+    ends: Mapping[int, int] | None = None,
 ) -> Rebuild:
     until = generation.until
 
@@ -229,6 +239,7 @@ def _rebuild(
         switched=switched,
         patiently=engines.patiently,
         until=None if until is None else round(until.timestamp() * 1000),
+        ends=ends,
     )
 
 
@@ -274,17 +285,6 @@ async def _catch_up(engines: Engines, rebuild: Rebuild, bars: Bars) -> None:
             await rebuild.reached(ends)
         if lacking <= CLOSE_RECORDS:
             return
-
-
-async def _whole(engines: Engines, rebuild: Rebuild, bars: Bars) -> None:
-    """Replay all there is up to a time."""
-    bounds = await engines.log.bounds(rebuild.positions)
-    total = sum(bound.end for bound in bounds.values()) - sum(rebuild.positions.values())
-    with bars("replaying", total) as done, _shown(rebuild, done):
-        try:
-            await rebuild.run()
-        except BaseExceptionGroup as errors:
-            raise (_first(errors) or errors) from None
 
 
 @contextlib.contextmanager

@@ -7,8 +7,11 @@ import typer
 
 from perdure.cassandra.catalog import BUILDING, DROPPED
 from perdure.cli import options, output, session
+from perdure.kafka.wire import DEFAULT_STORE
+from perdure.model.names import agent_name
 from perdure.model.upcast import default_upcasters
 from perdure.replay.engines import Engines, opened
+from perdure.replay.one import AgentOutcome, agent_at, compare_agent
 from perdure.replay.replay import Outcome, Wishes, drop, replay_all, replay_until
 from perdure.settings import Cluster
 
@@ -17,6 +20,8 @@ Examples:
   perdure replay
   perdure replay --no-switch --json
   perdure replay --until 2026-11-01T10:00Z
+  perdure replay --agent airline/mia
+  perdure replay --agent airline/mia --until 2026-11-01T10:00Z
   perdure replay --list
   perdure replay --drop 1
 """
@@ -27,6 +32,15 @@ SHOWN_MAX: Final = 20
 
 def replay(
     *,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AGENT",
+            help="One agent alone (namespace/name; in another store than the default"
+            " STORE/namespace/name): nothing is changed",
+            show_default=False,
+        ),
+    ] = None,
     until: Annotated[
         str | None,
         typer.Option(
@@ -72,9 +86,14 @@ def replay(
     With --until a generation is built of what was sent before a time. It is never switched to:
     look at it with a gateway of its own, PERDURE_GENERATION=N perdure serve gateway --port PORT.
 
+    With --agent, that agent and those it was forked from are rebuilt on the side, and compared with
+    what is live, event by event. With --until as well, its state at that time is printed, as JSON.
+    Either way nothing is changed: what is found damaged is mended by a replay of everything.
+
     With --json, one document: generation, resumed, records and events that were replayed, agents,
     recorded (their events in all), states, memories, different and differences (store,
-    agent, problem), switched, seconds. The exit status is 1 when something is not the same.
+    agent, problem), switched, seconds. With --agent: store, agent, records, sequence, chain,
+    problems and state. The exit status is 1 when something is not the same.
     """
     cluster = session.settings_of(config)
     session.load(load)
@@ -83,6 +102,14 @@ def replay(
     elif drop_ is not None:
         session.run(_drop(cluster, drop_))
         output.note(f"generation {drop_} is dropped")
+    elif agent is not None:
+        found = session.run(_one(cluster, agent, until))
+        if as_json:
+            output.json_value(found)
+        else:
+            _show_one(found)
+        if found.problems:
+            raise typer.Exit(1)
     else:
         wishes = Wishes(restart=restart, switch=switch, force=force)
         outcome = session.run(_replay(cluster, until, wishes))
@@ -101,6 +128,38 @@ async def _replay(cluster: Cluster, until: str | None, wishes: Wishes) -> Outcom
         return await replay_until(
             engines, dt.datetime.fromisoformat(until), output.progress, restart=wishes.restart
         )
+
+
+async def _one(cluster: Cluster, named: str, until: str | None) -> AgentOutcome:
+    store, _, agent = f"{DEFAULT_STORE}/{named}".rpartition("/")
+    store, _, namespace = store.rpartition("/")
+    store, agent = store.rpartition("/")[2], agent_name(f"{namespace}/{agent}")
+    async with opened(cluster, _tell) as engines:
+        if until is None:
+            return await compare_agent(engines, store, agent, output.progress)
+        return await agent_at(
+            engines,
+            store,
+            agent,
+            dt.datetime.fromisoformat(until),
+            upcasters=default_upcasters,
+            bars=output.progress,
+        )
+
+
+def _show_one(found: AgentOutcome) -> None:
+    if found.state is not None:
+        output.json_bytes(bytes(found.state))
+        return
+    output.line(
+        f"{output.safe(found.agent)} is at {found.sequence} by"
+        f" {output.counted(found.records, 'record')} of the log, with the chain"
+        f" {found.chain[:16]}…"
+    )
+    for problem in found.problems:
+        output.styled(problem, "red", indent=4)
+    if not found.problems:
+        output.styled("what is live is the same, event by event", "green")
 
 
 async def _drop(cluster: Cluster, number: int) -> None:
