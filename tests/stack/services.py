@@ -54,18 +54,24 @@ class Service:
 
     def ready(self):
         """Whether it says that it can do its work."""
+        return self.not_ready() == ""
+
+    def not_ready(self):
+        """What it says that is not ready; nothing where it can do its work."""
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == httpx.codes.OK
-        except httpx.TransportError:
-            return False
+            answer = httpx.get(f"{self.url}/readyz", timeout=5)
+        except httpx.TransportError as error:
+            return repr(error)
+        return "" if answer.status_code == httpx.codes.OK else answer.text
 
     def wait_ready(self):
         """Wait until it can do its work; its log is shown where it can't."""
         deadline = time.monotonic() + READY_SECONDS
-        while not self.ready():
+        while said := self.not_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 tail = self.log.read_text("utf-8", "replace")[-4000:]
-                raise RuntimeError(f"{self.name} is not ready ({self.process.poll()}):\n{tail}")
+                status = self.process.poll()
+                raise RuntimeError(f"{self.name} is not ready ({status}): {said}\n{tail}")
             time.sleep(0.05)
         return self
 

@@ -12,6 +12,10 @@ from tests.stack.fixtures import at, what_is_missing
 from tests.stack.load import EMBEDDER, Load
 from tests.stack.services import Services
 
+from perdure.cassandra.catalog import Catalog
+from perdure.cassandra.session import Session
+from perdure.kafka import topics
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(what_is_missing()), reason="needs engines of its own"),
@@ -47,8 +51,19 @@ def services(stack, tmp_path_factory):
         blobs=(folder / "blobs").as_uri(),
         embedder=EMBEDDER,
     )
+    asyncio.run(made(cluster))
     with Services(cluster, folder) as services:
         yield services
+
+
+async def made(cluster):
+    """Make topics and tables: five services that do it at once keep three small nodes busy."""
+    await topics.ensure(cluster)
+    session = await Session.connect(cluster)
+    try:
+        await Catalog.open(session, cluster)
+    finally:
+        await session.close()
 
 
 @pytest.mark.parametrize("engine", ["kafka", "cassandra"])
