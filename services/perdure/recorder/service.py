@@ -49,9 +49,10 @@ PARTITION_FETCH_BYTES: Final = 2 * 1024 * 1024
 SESSION_SECONDS: Final = 6
 """After how long others get the partitions of a killed process: the least that brokers allow."""
 
-NEW_OBJECTS_MAX: Final = 50_000
-"""Objects between two looks for garbage that reference counts leave over: a step makes many at
-once and keeps none of them; at Python's default of 700 a quarter of its time went into looking."""
+NEW_OBJECTS_MAX: Final = 1_000_000
+"""Objects between two looks for garbage that reference counts leave over: records that wait are
+twenty objects each, none of them garbage; with a look every 50,000 a sixth of its time went into
+looking, at Python's default of 700 a quarter."""
 
 FINISH_SECONDS: Final = 10.0
 """How long a step may take to end when its partition goes away; others do it again then."""

@@ -1,17 +1,13 @@
 """Memory of each service while the number of agents grows a hundredfold: it must stay flat."""
 
 import asyncio
-import functools
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
-from tenacity import AsyncRetrying, retry_if_result, wait_fixed
-
+from perdure.cli.bench.cluster.progress import Progress
 from perdure.cli.bench.cluster.raw_kafka import RawKafka
 from perdure.cli.bench.cluster.services import Services
 from perdure.cli.bench.cluster.workbench import ClusterBench, Writer
@@ -19,7 +15,6 @@ from perdure.cli.bench.memory import GROWTH_MAX, SECONDS_BETWEEN
 from perdure.cli.bench.result import Curve, Measurement, Ratio, Series
 from perdure.kafka.wire import Wire
 from perdure.model.event import JSON
-from perdure.settings import Cluster
 
 NAMES: Final = ("recorder", "checkpointer", "memorizer", "projector", "gateway")
 SOURCES: Final = {
@@ -35,8 +30,6 @@ EVENTS_EACH: Final = 2
 MEMORY_EVERY: Final = 100
 """One agent of so many stores a memory."""
 NAMESPACES: Final = 16
-LATE_SECONDS: Final = 3_600.0
-POLL_SECONDS: Final = 0.25
 
 
 async def memory(bench: ClusterBench) -> Measurement:
@@ -50,13 +43,14 @@ async def memory(bench: ClusterBench) -> Measurement:
         bench.place(*NAMES) as services,
         _watched(services) as looks,
         RawKafka(services.cluster, topic="events") as kafka,
-        _Progress(services.cluster) as progress,
+        Progress(services.cluster) as progress,
     ):
         for count in counts:
             for first in range(sofar, count, AGENTS_AT_ONCE):
                 agents = range(first, min(count, first + AGENTS_AT_ONCE))
                 size += await _write(kafka, agents, events)
-                await progress.caught_up()
+                for service, kind in SOURCES.items():
+                    await progress.caught_up(service, kind)
                 tick()
             sofar = count
             for name, now in services.resident().items():
@@ -148,45 +142,3 @@ async def _watched(services: Services) -> AsyncIterator[_Looks]:
         yield looks
     finally:
         looking.cancel()
-
-
-_until_none: Final = AsyncRetrying(wait=wait_fixed(POLL_SECONDS), retry=retry_if_result(bool))
-"""Asks again until the answer is nothing."""
-
-
-class _Progress:
-    """Knows how far the services have come."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._consumer = AIOKafkaConsumer(bootstrap_servers=cluster.kafka, enable_auto_commit=False)
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka)
-
-    async def __aenter__(self) -> Self:
-        await self._consumer.start()
-        await self._admin.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._admin.close()
-        await self._consumer.stop()
-
-    async def caught_up(self) -> None:
-        """Wait until all services have what is there."""
-        async with asyncio.timeout(LATE_SECONDS):
-            for service, kind in SOURCES.items():
-                await _until_none(functools.partial(self._lag, service, kind))
-
-    async def _lag(self, service: str, kind: str) -> int:
-        partitions = [
-            TopicPartition(self._cluster.topic(kind), number)
-            for number in range(self._cluster.partitions)
-        ]
-        ends = await self._consumer.end_offsets(partitions)
-        done = await self._admin.list_consumer_group_offsets(
-            self._cluster.group(service), partitions=partitions
-        )
-        lag = 0
-        for partition, end in ends.items():
-            lag += int(end) - max(0, int(done[partition].offset) if partition in done else 0)
-        return lag

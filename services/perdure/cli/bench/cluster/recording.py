@@ -2,24 +2,22 @@
 
 import asyncio
 import datetime as dt
-import functools
 import itertools
 import time
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from tenacity import AsyncRetrying, retry_if_result, wait_fixed
-
 from perdure.cassandra.event_table import CassandraEventTable
 from perdure.cassandra.session import Session
 from perdure.cassandra.tables import OneGeneration, Tables
+from perdure.cli.bench.cluster.progress import Progress
 from perdure.cli.bench.cluster.raw_cassandra import ROWS_A_BATCH, RawCassandra, connected
 from perdure.cli.bench.cluster.raw_kafka import RawKafka
 from perdure.cli.bench.cluster.services import Services
 from perdure.cli.bench.cluster.workbench import STORE, ClusterBench, Writer
 from perdure.cli.bench.result import Measurement, Ratio, Series
 from perdure.cli.bench.rounds import Contender, Work, per_second, side_by_side
-from perdure.errors import NotFound, PerdureError
+from perdure.errors import PerdureError
 from perdure.model.event import JSON, Event
 from perdure.model.sequencing import Append, Head, Recorded, decide, first_chain
 from perdure.recorder.buckets import BUCKET_EVENTS
@@ -29,8 +27,6 @@ BATCHES: Final = "driver, batches"
 BATCHES_AT_ONCE: Final = "driver, batches, TCP_NODELAY"
 SINGLE: Final = "driver, one insert an event"
 SINGLE_AT_ONCE: Final = "driver, one insert an event, TCP_NODELAY"
-POLL_SECONDS: Final = 0.01
-LATE_SECONDS: Final = 120.0
 GENERATION: Final = 1
 
 
@@ -45,8 +41,9 @@ async def recorder(bench: ClusterBench) -> Measurement:
         try:
             tables = await Tables.prepare(session, cluster.keyspace(GENERATION))
             table = CassandraEventTable(session, STORE, OneGeneration(tables))
-            async with RawKafka(cluster, topic="events") as kafka:
-                backlog = _Backlog(services, kafka, table, agents, events)
+            async with RawKafka(cluster, topic="events") as kafka, Progress(cluster) as progress:
+                backlog = _Backlog(services, kafka, progress, table)
+                backlog.prepare(agents, events)
                 with connected(cluster) as drivers:
                     contenders = _contenders(bench, backlog, drivers, agents, events)
                     total = scale.rounds * len(contenders)
@@ -75,9 +72,10 @@ async def recorder(bench: ClusterBench) -> Measurement:
     ]
     notes = [
         (
-            f"a backlog of {scale.backlog:,} events of {scale.agents} agents, a record each; timed"
-            " from when the recorder, a process of its own, goes on, to when the last row is there"
+            f"a backlog of {scale.backlog:,} events of {scale.agents} agents, a record each;"
+            " timed from when the recorder, a process of its own, goes on, to its last commit"
         ),
+        "that is after the row can be read; each agent's head is looked at then, untimed",
         (
             "a row is the event, its places by type and time and by id, and a part of the head: the"
             " same tables and columns for all"
@@ -100,13 +98,19 @@ class _Backlog:
         self,
         services: Services,
         kafka: RawKafka,
+        progress: Progress,
         table: CassandraEventTable,
-        agents: Sequence[str],
-        events: Sequence[tuple[str, dict[str, JSON]]],
     ) -> None:
         self._services = services
         self._kafka = kafka
+        self._progress = progress
         self._table = table
+        self._events: Sequence[tuple[str, dict[str, JSON]]] = ()
+        self._writer = Writer(())
+        self._wanted: dict[str, int] = {}
+
+    def prepare(self, agents: Sequence[str], events: Sequence[tuple[str, dict[str, JSON]]]) -> None:
+        """Have each backlog be these events, of these agents by turns."""
         self._events = events
         self._writer = Writer(agents)
         self._wanted = dict.fromkeys(agents, 0)
@@ -119,35 +123,16 @@ class _Backlog:
         with self._services.suspended("recorder"):
             await self._kafka.send(records)
         started = time.perf_counter()
-        await self._readable()
-        return Work(len(records), time.perf_counter() - started)
-
-    async def _readable(self) -> None:
-        """Wait until every agent's last row is there: rows and head come together."""
-        missing = list(self._wanted)
-        async with asyncio.timeout(LATE_SECONDS):
-            while missing:
-                await _until_true(functools.partial(self._has, missing[-1]))
-                found = await asyncio.gather(*(self._has(agent) for agent in missing))
-                missing = [a for a, there in zip(missing, found, strict=True) if not there]
-
-    async def _has(self, agent: str) -> bool:
-        try:
-            head = await self._table.head(agent)
-        except NotFound:
-            return False
-        if head.sequence > self._wanted[agent]:
-            raise PerdureError(
-                f"{agent} has {head.sequence} events, not {self._wanted[agent]}",
-                hint="report this: it must not happen",
-            )
-        return head.sequence == self._wanted[agent]
-
-
-_until_true: Final = AsyncRetrying(
-    wait=wait_fixed(POLL_SECONDS), retry=retry_if_result(lambda there: not there)
-)
-"""Asks again until the answer is yes."""
+        await self._progress.caught_up("recorder", "events")
+        seconds = time.perf_counter() - started
+        for agent, wanted in self._wanted.items():
+            found = (await self._table.head(agent)).sequence
+            if found != wanted:
+                raise PerdureError(
+                    f"{agent} has {found} events, not {wanted}",
+                    hint="report this: it must not happen",
+                )
+        return Work(len(records), seconds)
 
 
 def _contenders(
