@@ -5,6 +5,8 @@ Invariants:
   where one of them can't be read or folded, asking for `state` raises.
 - Events that were acknowledged before they were recorded are folded with the sequences they will
   have if nobody else writes; when they are recorded, the state is made the recorded one.
+- What is read through the handle includes what was written through it, recorded by then or not
+  (what was only sent excepted).
 - A write that was recorded is answered, whatever then becomes of the state.
 - A handle whose epoch is not the newest writes nothing.
 - Saving a state checkpoint never delays or fails a write. What is saved is folded from what is
@@ -34,7 +36,7 @@ from perdure.model.event import JSON, Event, NewEvent, Sent, checked_sequence, p
 from perdure.model.projection import DEFAULT
 from perdure.model.sequencing import Head
 from perdure.model.state import SavedObject, State
-from perdure.model.timeline import history, onward, undone
+from perdure.model.timeline import Stream, history, onward, undone
 from perdure.ports import Ack
 
 ENVELOPE_BYTES: Final = 300
@@ -93,6 +95,8 @@ class Agent(AgentView):
         may have been recorded before, or it was only sent."""
         self._refusal: Refused | None = None
         """Why events that were acknowledged are not recorded."""
+        self._is_told = True
+        """Whether who writes has been told of the refusal."""
         self._confirmation = Confirmation(
             self._backend.events, name, recorded=self._reconcile, refused=self._take_refusal
         )
@@ -294,9 +298,9 @@ class Agent(AgentView):
         await self._saved_all()
         with contextlib.suppress(PerdureError):
             await self._backend.log.settle(self.name)
-        refusal, self._refusal = self._refusal, None
-        if refusal is not None:
-            raise refusal
+        if self._refusal is not None and not self._is_told:
+            self._is_told = True
+            raise self._refusal
 
     async def __aenter__(self) -> Self:
         return self
@@ -317,6 +321,7 @@ class Agent(AgentView):
         ack: Ack | None = None,
     ) -> list[Event]:
         if self._refusal is not None:
+            self._is_told = True
             raise self._refusal.with_traceback(None)
         answers = await self._session.append(
             self.name, events, epoch=self.epoch, expected_sequence=expected_sequence, ack=ack
@@ -370,13 +375,14 @@ class Agent(AgentView):
     async def _reconcile(self) -> None:
         """Make the state the recorded one, now that all that was assumed is recorded."""
         before = self._assumptions
-        sequence = (await self._lineage())[0].sequence
+        sequence = (await self._stored_lineage())[0].sequence
         if before == self._assumptions and (sequence != self._sequence or self._doubtful):
             self._doubtful = False
             await self._reload()
 
     def _take_refusal(self, error: Refused) -> None:
         self._refusal = self._failure = error
+        self._is_told = False
         self._pending = []
 
     def _fold_pending(self) -> None:
@@ -385,11 +391,19 @@ class Agent(AgentView):
             self._state = DEFAULT.fold(self._state, self._session.upcasters.lift(self._pending))
             self._pending = []
 
+    async def _lineage(self) -> list[Stream]:
+        # Whoever reads through the handle sees what was written through it.
+        await self._confirmation.wait()
+        return await self._stored_lineage()
+
+    async def _stored_lineage(self) -> list[Stream]:
+        return await super()._lineage()
+
     async def _catch_up(self, to: int) -> None:
         async with self._catching_up:
             if to <= self._sequence and self._failure is None:
                 return
-            lineage = await self._lineage()
+            lineage = await self._stored_lineage()
             known = self._sequence
             if self._failure is not None or any(
                 revert.sequence > known for revert in lineage[0].reverts
@@ -413,7 +427,7 @@ class Agent(AgentView):
 
     async def _reload(self) -> None:
         before = self._assumptions
-        lineage = await self._lineage()
+        lineage = await self._stored_lineage()
         restored = await self._restored(DEFAULT, lineage, lineage[0].sequence)
         if before != self._assumptions:
             return  # What was sent meanwhile is reconciled when it is recorded.
@@ -443,7 +457,7 @@ class Agent(AgentView):
             self._tail_bytes = 0
 
     async def _save(self) -> None:
-        lineage = await self._lineage()
+        lineage = await self._stored_lineage()
         restored = await self._restored(DEFAULT, lineage, lineage[0].sequence)
         if lineage[0].forked_at < restored.sequence:
             self._saved_bytes = await self._keep(DEFAULT, restored)

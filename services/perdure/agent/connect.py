@@ -150,6 +150,11 @@ def folder_of(url: str | os.PathLike[str] | None) -> Path:
     scheme, separator, _ = given.partition("://")
     if not separator:
         return Path(given).expanduser()
+    if scheme == "perdure":
+        raise InvalidInput(
+            f"the store {given} is a cluster, and this works on a folder",
+            hint="give a path; the services of a cluster tell how they are at /readyz and /metrics",
+        )
     if scheme != "file":
         raise InvalidInput(
             f"store URL {given!r} is of the kind {scheme}://, which this perdure doesn't know",
