@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 import numpy as np
-import pytest
+from tests.stack.fixtures import STACK
 
 import perdure
 from perdure.model.projection import DEFAULT
@@ -106,7 +106,7 @@ class ClusterStores:
     """Makes places on a cluster: stores of their own, of engines and services that all share."""
 
     name = "cluster"
-    marks = (pytest.mark.stack,)
+    marks = STACK
     examples = 15
 
     def __init__(self, fixture):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import pytest
+from tests.stack.fixtures import STACK
 
 HERE = Path(__file__).parent
 
@@ -11,4 +11,5 @@ def pytest_collection_modifyitems(items):
     """Mark the tests of this folder, so that they can be left out."""
     for item in items:
         if HERE in item.path.parents:
-            item.add_marker(pytest.mark.stack)
+            for mark in STACK:
+                item.add_marker(mark)

@@ -25,6 +25,10 @@ from perdure.errors import Unavailable
 from perdure.settings import Cluster
 from perdure.weaviate.session import Session as Weaviate
 
+STACK = (pytest.mark.stack, pytest.mark.flaky(reruns=1))
+"""What a test on the real engines is marked with: on a machine that is busy with other things an
+engine may not answer in time, so a test that fails is tried once more, and the report says so."""
+
 # Read before any test starts: tests don't see such variables (tests/conftest.py).
 RUNNING = os.environ.get("PERDURE_STACK") == "running"
 IN_CI = bool(os.environ.get("CI"))
