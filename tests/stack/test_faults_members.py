@@ -31,9 +31,11 @@ def stack(engines, tmp_path_factory):
     stack = Stack(
         tmp_path_factory.mktemp("stack"), brokers=COPIES, nodes=COPIES, ports=Ports.free()
     )
-    stack.up()
-    yield stack
-    stack.wipe()
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.wipe()
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,11 @@ ENGINES = ("kafka", "cassandra", "weaviate")
 def stack(engines, tmp_path_factory):
     """Engines that these tests may stop. Those of all are asked for as well: so that they wait."""
     stack = Stack(tmp_path_factory.mktemp("stack"), ports=Ports.free())
-    stack.up()
-    yield stack
-    stack.wipe()
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.wipe()
 
 
 @pytest.fixture(scope="module")
