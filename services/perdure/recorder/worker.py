@@ -9,6 +9,7 @@ Invariants:
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
@@ -27,6 +28,10 @@ BACKLOG_BYTES: Final = 8_000_000
 
 BACKLOG_RECORDS: Final = 4 * STEP_RECORDS
 """The same in records."""
+
+COMMIT_SECONDS: Final = 0.1
+"""Between two commits of a partition, at least: each is a write for the brokers, and what was
+recorded since the last one is only read again."""
 
 _RECORD_BYTES: Final = 700
 """What a record takes beside its value, about."""
@@ -73,14 +78,14 @@ class Worker:
         """What waits, each with its size."""
         self._bytes = 0
         self._paused = False
-        self._ending = False
+        self._ending = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._committed = -1
 
     def put(self, records: Sequence[Source]) -> None:
         """Have records recorded, after those that were put before."""
-        if self._ending:
+        if self._ending.is_set():
             return
         sizes = [_RECORD_BYTES + len(record.value or b"") for record in records]
         self._backlog.extend(zip(records, sizes, strict=True))
@@ -93,7 +98,7 @@ class Worker:
 
     async def end(self, seconds: float) -> None:
         """Finish the step that is under way, if it takes no longer than that, and commit it."""
-        self._ending = True
+        self._ending.set()
         self._backlog.clear()
         self._bytes = 0
         if self._running is not None:
@@ -136,6 +141,8 @@ class Worker:
                 position = self.position
                 await self._reading.commit(self._partition, position)
                 self._committed = position
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), COMMIT_SECONDS)
         finally:
             self._committing = None
 
