@@ -13,7 +13,7 @@ from tests.conformance.places import WordsEmbedder
 
 import perdure
 from perdure.errors import Corrupt, InvalidInput, InvalidName, NotFound, StoreClosed, Unreachable
-from perdure.gateway import client, connection
+from perdure.gateway import client, patience
 from perdure.gateway.app import build, gateway_routes
 from perdure.gateway.connection import Connection
 from perdure.gateway.service import Gateway
@@ -37,6 +37,7 @@ class Served:
     def __init__(self, events):
         self._events = events
         self.cut_after = None
+        self.away = 0
 
     def __getattr__(self, name):
         return getattr(self._events, name)
@@ -48,6 +49,9 @@ class Served:
 
     async def read_stored(self, span):
         """See `gateway.sources.Events`."""
+        if self.away:
+            self.away -= 1
+            raise Unreachable("Cassandra at 127.0.0.1:9042 does not answer")
         async for batch in self._events.read(span):
             if self.cut_after is not None and batch.events[-1].sequence > self.cut_after:
                 kept = [e for e in batch.events if e.sequence <= self.cut_after]
@@ -109,7 +113,8 @@ def free_port():
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch):
     """What fails is told soon."""
-    monkeypatch.setattr(connection, "PATIENCE_SECONDS", 3)
+    monkeypatch.setattr(patience, "SILENT_SECONDS", 3)
+    monkeypatch.setattr(patience, "AWAY_SECONDS", 3)
 
 
 @pytest.fixture
@@ -409,7 +414,7 @@ async def test_a_gateway_that_starts_is_waited_for(place):
 
 async def test_a_gateway_that_is_away_is_named(monkeypatch):
     """After a while of trying the error says which address does not answer."""
-    monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "SILENT_SECONDS", 0.2)
     url = f"http://127.0.0.1:{free_port()}"
     away = Connection(url)
     with pytest.raises(Unreachable, match=url):
@@ -417,3 +422,32 @@ async def test_a_gateway_that_is_away_is_named(monkeypatch):
     await away.close()
     with pytest.raises(StoreClosed):
         await away.request("GET", "/v1/cluster")
+
+
+async def test_events_are_waited_for_while_their_engine_is_away(place, monkeypatch):
+    """A read that can't begin yet is asked for again, longer than a few times, and then given."""
+    monkeypatch.setattr(patience, "AWAY_SECONDS", 60)
+    place.served.away = client.CUTS_MAX + 1
+    found = [
+        event
+        async for batch in place.events.read(Span("airline/mia", 1, 3))
+        for event in batch.events
+    ]
+    assert [event.sequence for event in found] == [1, 2, 3]
+
+
+async def test_an_engine_that_stays_away_is_told_as_unavailable(place, monkeypatch, caplog):
+    """What can't begin has its own status; who waits is told for what, and at last how long."""
+    monkeypatch.setattr(patience, "AWAY_SECONDS", 1.5)
+    monkeypatch.setattr(patience, "TOLD_SECONDS", 0.2)
+    place.served.away = 10**9
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{place.url}{AGENT}/events") as answer,
+    ):
+        assert answer.status == 503
+    with pytest.raises(Unreachable, match=r"Cassandra at .* asked again for [12] s"):
+        await anext(place.events.read(Span("airline/mia", 1, 3)))
+    assert [record.message.partition(",")[0] for record in caplog.records] == [
+        f"waiting for {place.url}"
+    ]

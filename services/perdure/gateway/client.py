@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from perdure.errors import Corrupt, InvalidData, Unreachable
-from perdure.gateway.connection import Connection, agent_path
+from perdure.gateway.connection import Connection, Cut, agent_path
 from perdure.gateway.messages import (
     AGENT_HEADER,
     OCTETS,
@@ -211,7 +211,7 @@ class HttpEventTable:
                     events = _events(part, span.agent, sequence)
                     sequence, cuts = events[-1].sequence + 1, 0
                     yield Batch(events, len(part))
-            except Unreachable:
+            except Cut:
                 cuts += 1
                 if cuts > CUTS_MAX:
                     raise

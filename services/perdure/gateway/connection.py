@@ -1,30 +1,23 @@
 """HTTP to one gateway: a pool of connections, errors as what they are, and patience.
 
 Invariants:
-- Every request may be sent again: a lost connection or a gateway that is starting costs time, and
-  only after `PATIENCE_SECONDS` an error, which names the URL.
-- A stream is read in pieces of bounded size; one that was cut raises.
+- Every request may be sent again: a lost connection, a gateway that is starting or an engine that
+  is away costs time, and only after that which `gateway.patience` gives it an error.
+- A stream is read in pieces of bounded size; one that was cut raises, and says that it was.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random_exponential,
-)
 from yarl import URL
 
-from perdure.errors import PerdureError, StoreClosed, Unreachable
+from perdure.errors import StoreClosed, Unreachable
 from perdure.gateway.messages import ErrorBody, Lines, as_error
-
-PATIENCE_SECONDS: Final = 30.0
-"""How long a request is tried again before it fails: a gateway starts in less."""
+from perdure.gateway.patience import Patience, Silent
 
 CONNECT_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 90.0
@@ -37,6 +30,10 @@ PIECE_BYTES: Final = 256 * 1024
 T = TypeVar("T")
 
 _LOST: Final = (aiohttp.ClientError, TimeoutError)
+
+
+class Cut(Unreachable):
+    """An answer that had begun was not sent to its end."""
 
 
 class Answer(NamedTuple):
@@ -52,6 +49,7 @@ class Connection:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._patience = Patience(url)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX, keepalive_timeout=30),
             timeout=aiohttp.ClientTimeout(
@@ -89,12 +87,13 @@ class Connection:
 
         async def once() -> Answer:
             response = await self._send(method, path, parameters, body, content_type)
-            async with response:
-                data = await response.read()
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Answer(response.status, headers, data)
+            with self._answering():
+                async with response:
+                    data = await response.read()
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, headers, data)
 
-        return await self._patiently(once)
+        return await self._patience.ask(once)
 
     async def pieces(
         self, path: str, parameters: Mapping[str, str | float] | None = None
@@ -102,14 +101,17 @@ class Connection:
         """The body of an answer as it comes in. Not tried again once it has begun.
 
         Raises:
-            Unreachable: the gateway does not answer, or the body was cut.
+            Unreachable: the gateway does not answer.
+            Cut: it stopped in the middle.
         """
-        response = await self._patiently(lambda: self._send("GET", path, parameters))
+        response = await self._patience.ask(lambda: self._send("GET", path, parameters))
         try:
             async for piece in response.content.iter_any():
                 yield piece
         except _LOST as error:
-            raise self._lost(error) from error
+            raise Cut(
+                f"{self.url}{path} was cut off: {_reason(error)}", hint="ask again"
+            ) from error
         finally:
             response.close()
 
@@ -119,14 +121,21 @@ class Connection:
         """Complete lines of a stream of lines, several at a time.
 
         Raises:
-            PerdureError: what the gateway ended the stream with.
-            Unreachable: the gateway does not answer, or the stream was cut.
+            PerdureError: what the gateway ended the stream with, where it is no use to ask again.
+            Unreachable: the gateway does not answer.
+            Cut: the stream stopped in the middle, or its engine did.
         """
         reader = Lines(what)
         async for piece in self.pieces(path, parameters):
-            for part in reader.take(piece):
-                yield part
-        reader.finish()
+            try:
+                for part in reader.take(piece):
+                    yield part
+            except Unreachable as error:
+                raise Cut(error.message, hint=error.hint) from error
+        try:
+            reader.finish()
+        except Unreachable as error:
+            raise Cut(error.message, hint=error.hint) from error
 
     async def close(self) -> None:
         """Close all connections. Closing twice is harmless."""
@@ -145,17 +154,16 @@ class Connection:
             raise StoreClosed(
                 f"the connection to {self.url} is closed", hint="connect to the store again"
             )
-        response = await self._session.request(
-            method,
-            URL(self.url + path, encoded=True),
-            params=parameters,
-            data=body,
-            headers={} if body is None else {"content-type": content_type},
-        )
-        if response.status < 400:
-            return response
-        async with response:
-            data = await response.read()
+        headers = {} if body is None else {"content-type": content_type}
+        url = URL(self.url + path, encoded=True)
+        with self._answering():
+            response = await self._session.request(
+                method, url, params=parameters, data=body, headers=headers
+            )
+            if response.status < 400:
+                return response
+            async with response:
+                data = await response.read()
         try:
             told = msgspec.json.decode(data, type=ErrorBody)
         except msgspec.MsgspecError:
@@ -169,26 +177,15 @@ class Connection:
             )
         raise as_error(told)
 
-    async def _patiently(self, once: Callable[[], Awaitable[T]]) -> T:
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception(_may_help),
-            stop=stop_after_delay(PATIENCE_SECONDS),
-            wait=wait_random_exponential(multiplier=0.05, max=2),
-            reraise=True,
-        ):
-            with attempt:
-                try:
-                    return await once()
-                except _LOST as error:
-                    raise self._lost(error) from error
-        raise Unreachable(f"the gateway at {self.url} was not asked")
-
-    def _lost(self, error: BaseException) -> Unreachable:
-        reason = str(error) or type(error).__name__
-        return Unreachable(
-            f"the gateway at {self.url} does not answer: {reason}",
-            hint="look whether `perdure serve gateway` runs there",
-        )
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except _LOST as error:
+            raise Silent(
+                f"the gateway at {self.url} does not answer: {_reason(error)}",
+                hint="look whether `perdure serve gateway` runs there",
+            ) from error
 
 
 def agent_path(store: str, agent: str, *rest: str) -> str:
@@ -211,5 +208,5 @@ def _decoded(answer: Answer, kind: type[T]) -> T:
         ) from error
 
 
-def _may_help(error: BaseException) -> bool:
-    return isinstance(error, PerdureError) and error.retriable
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__

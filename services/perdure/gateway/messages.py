@@ -7,7 +7,7 @@ Invariants:
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -214,6 +214,9 @@ class StoredBody(msgspec.Struct, frozen=True):
     size: int | None
 
 
+T = TypeVar("T")
+
+
 class _End(msgspec.Struct, frozen=True):
     end: int
 
@@ -277,6 +280,22 @@ def head_body(head: Head) -> HeadBody:
     """The body of a head, without its writers."""
     time_max = None if head.time_max is None else head.time_max.isoformat()
     return HeadBody(head.agent, head.sequence, head.epoch, head.chain.hex(), time_max)
+
+
+async def begun(batches: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The same, the first being there already: what can't begin has a status, and no body."""
+    first = []
+    async for batch in batches:
+        first.append(batch)
+        break
+
+    async def all_of_them() -> AsyncIterator[T]:
+        for batch in first:
+            yield batch
+        async for batch in batches:
+            yield batch
+
+    return all_of_them()
 
 
 async def lines(batches: AsyncIterator[Sequence[bytes]]) -> AsyncIterator[bytes]:

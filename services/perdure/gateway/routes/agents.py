@@ -18,6 +18,7 @@ from perdure.gateway.messages import (
     SequenceAtQuestion,
     SequenceBody,
     StreamBody,
+    begun,
     head_body,
     lines,
     spans_of,
@@ -122,7 +123,8 @@ class AgentRoutes(Controller):
             end = lineage[0].sequence if last is None else min(last, lineage[0].sequence)
             spans = onward(history(lineage, end), first)
         wanted = _Wanted(types, since, until)
-        return Stream(lines(_stored(sources, spans, wanted)), media_type=NDJSON)
+        stored = await begun(_stored(sources, spans, wanted))
+        return Stream(lines(stored), media_type=NDJSON)
 
     @get(f"{_AGENT}/events/live", summary="Events of the agent as they are recorded")
     async def live(
@@ -202,7 +204,8 @@ class AgentRoutes(Controller):
         agent = _agent(namespace, name)
         events = gateway.of(store).events
         await events.head(agent)  # where there is no such agent, that is the answer
-        return Stream(lines(_findings(gateway.of(store), agent)), media_type=NDJSON)
+        findings = await begun(_findings(gateway.of(store), agent))
+        return Stream(lines(findings), media_type=NDJSON)
 
     @get(f"{_AGENT}/caught-up", summary="Whether all that was acknowledged can be read")
     async def caught_up(
