@@ -321,7 +321,14 @@ class Session:
             self._settle(future, None, error)
 
         response.add_callbacks(succeed, fail)
-        return await future
+        try:
+            return await future
+        finally:
+            # These name the response, and it names them: request and rows would stay in memory
+            # until somebody looks for garbage.
+            response.clear_callbacks()
+            if not future.cancelled():  # then the driver is through with it
+                response._timer = None  # noqa: SLF001
 
     def _settle(
         self, future: "asyncio.Future[Any]", result: object, error: BaseException | None
