@@ -130,6 +130,23 @@ async def test_a_request_that_makes_no_sense_is_not_retried(session):
         await session.execute("SELECT * FROM system.nothing_of_that_name")
 
 
+async def test_too_few_nodes_for_a_majority_is_told_and_worth_a_retry(
+    session, shared_cluster, store
+):
+    """Each node is asked once, then the error says how many were wanted and how many there are."""
+    keyspace = f"{shared_cluster.name}_g9"
+    replication = "{'class': 'NetworkTopologyStrategy', 'replication_factor': 3}"
+    await session.run_schema(
+        [
+            f"CREATE KEYSPACE IF NOT EXISTS {keyspace} WITH replication = {replication}",
+            f"CREATE TABLE {keyspace}.{store} (part text PRIMARY KEY)",
+        ]
+    )
+    with pytest.raises(Unreachable, match=r"required_replicas': 2, 'alive_replicas': 1") as caught:
+        await session.execute(f"SELECT part FROM {keyspace}.{store} WHERE part = 'a'")
+    assert caught.value.retriable
+
+
 async def test_closing_is_clean(shared_cluster):
     """After closing no thread of the driver is left, and a request says that it is closed."""
     before = set(threading.enumerate())

@@ -86,8 +86,9 @@ def _refused(error: BaseException, place: str) -> PerdureError:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, NoHostAvailable) and (errors := _of_hosts(error)):
-        return "; ".join(f"{host}: {each}" for host, each in errors.items())
+    if isinstance(error, NoHostAvailable):
+        errors = _of_hosts(error)
+        return "; ".join(f"{host}: {each}" for host, each in errors.items()) or "no node is up"
     return str(error) or type(error).__name__
 
 

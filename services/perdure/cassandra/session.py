@@ -24,6 +24,7 @@ from cassandra.cluster import Cluster as Driver
 from cassandra.policies import (  # type: ignore[import-untyped]
     DCAwareRoundRobinPolicy,
     ExponentialReconnectionPolicy,
+    RetryPolicy,
     TokenAwarePolicy,
 )
 from cassandra.query import (  # type: ignore[import-untyped]
@@ -107,6 +108,24 @@ class Batch:
         return min(self._size, BATCH_BYTES_MAX)
 
 
+class _EveryNode(RetryPolicy):  # type: ignore[misc] # it has no types
+    """A node that sees too few others has done nothing: each other one is asked, once.
+
+    The driver's own policy asks one more; the next two may both be behind in what they know of the
+    others, after some were killed and started again.
+    """
+
+    def on_unavailable(
+        self,
+        query: object,  # noqa: ARG002
+        consistency: int,  # noqa: ARG002
+        required_replicas: int,  # noqa: ARG002
+        alive_replicas: int,  # noqa: ARG002
+        retry_num: int,  # noqa: ARG002
+    ) -> tuple[int, None]:
+        return self.RETRY_NEXT_HOST, None
+
+
 class Session:
     """Requests to Cassandra from one event loop, read and written at LOCAL_QUORUM."""
 
@@ -139,6 +158,7 @@ class Session:
             serial_consistency_level=ConsistencyLevel.LOCAL_SERIAL,
             row_factory=tuple_factory,
             request_timeout=TIMEOUT,
+            retry_policy=_EveryNode(),
         )
         driver = Driver(
             contact_points=hosts,
