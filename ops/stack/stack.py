@@ -219,11 +219,15 @@ class Stack:
             process.signal(signal)
 
     def start(self, member: str) -> None:
-        """Start one member on the data it has, and return when it is ready."""
+        """Start one member on the data it has; return when it and those that run work together."""
         engine, number = self._place(member)
         with self._alone():
             self._launch(engine, number)
             self._await(engine, number)
+            # The others know that it is back: one of them may go now.
+            for other in range(1, engine.count + 1):
+                if self._process(_name(engine, other)) is not None:
+                    self._await(engine, other)
 
     def stop(self, member: str) -> None:
         """Stop one member cleanly; nothing happens when it doesn't run."""

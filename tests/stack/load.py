@@ -37,6 +37,7 @@ from aiokafka.errors import KafkaError
 from tests.conformance.places import WordsEmbedder
 from tests.embedded.forks import seeded
 from tests.embedded.judge import Journal, token_of
+from tests.stack.services import tail
 
 import perdure
 from perdure import NewEvent
@@ -66,11 +67,17 @@ PACE_SECONDS = 0.06
 """The longest pause between two writes of an agent: it shares two cores with what it tests."""
 
 
+ENGINE_TAIL_BYTES = 6000
+"""How much of an engine's log is shown where a test fails."""
+
+
 class Load:
     """Processes that write to a store of a cluster until they are told to stop."""
 
-    def __init__(self, services, store, folder, *, processes=2, agents=2, pace=PACE_SECONDS):
-        self.services, self.store = services, store
+    def __init__(
+        self, services, store, folder, *, stack=None, processes=2, agents=2, pace=PACE_SECONDS
+    ):
+        self.services, self.store, self.stack = services, store, stack
         self._folder = folder / f"load-{store}"
         self._processes, self._agents, self._pace = processes, agents, pace
         self._rng = seeded(f"load of {store}")
@@ -151,10 +158,15 @@ class Load:
             raise AssertionError(f"the load does not move\n{self.trouble()}") from error
 
     def trouble(self):
-        """What the processes complained of."""
-        tails = [path.read_text("utf-8", "replace")[-2000:] for path in self._folder.glob("*.err")]
+        """What the processes complained of, and what services and engines told last."""
         failed = [str(note) for note in self.notes() if note[3][0] in ("failed", "error")]
-        return "\n".join([*tails, *failed[-20:]])
+        told = [f"{path.name}: {tail(path)}" for path in self._folder.glob("*.err")]
+        told += ["not acknowledged:", *failed[-20:]]
+        told += [service.told() for service in self.services.all]
+        for member in self.stack.members.values() if self.stack else ():
+            runs = "runs" if member.running else "DOES NOT RUN"
+            told.append(f"=== {member.name} {runs}\n{tail(member.log, ENGINE_TAIL_BYTES)}")
+        return "\n".join(told)
 
     def failures(self):
         """What was not acknowledged, and why."""

@@ -23,6 +23,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def tail(path, size=2000):
+    """The end of a file, or nothing where there is none."""
+    return path.read_text("utf-8", "replace")[-size:] if path.exists() else ""
+
+
 class Service:
     """One process of `perdure serve NAME`."""
 
@@ -69,9 +74,7 @@ class Service:
         deadline = time.monotonic() + READY_SECONDS
         while said := self.not_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                tail = self.log.read_text("utf-8", "replace")[-4000:]
-                status = self.process.poll()
-                raise RuntimeError(f"{self.name} is not ready ({status}): {said}\n{tail}")
+                raise RuntimeError(f"{self.name} is not ready: {said}\n{self.told()}")
             time.sleep(0.05)
         return self
 
@@ -97,6 +100,12 @@ class Service:
             name: float(value)
             for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")
         }
+
+    def told(self):
+        """Whether it runs, what it says that is not ready, and the end of its log."""
+        ended = self.process.poll()
+        said = f"ended with {ended}" if ended is not None else self.not_ready() or "ready"
+        return f"=== {self.name}: {said}\n{tail(self.log, 4000)}"
 
     def logged(self):
         """The lines of its log, those that are JSON."""

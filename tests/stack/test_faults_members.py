@@ -72,7 +72,8 @@ async def made(cluster):
 async def test_a_member_of_three_may_be_killed_under_load(stack, services, store, tmp_path, engine):
     """Each in its turn: what is written is acknowledged and recorded without it; nothing fails."""
     rng = seeded(f"members of {engine}")
-    async with Load(services, store, tmp_path) as load:
+    await asyncio.to_thread(stack.up)  # all of them, whatever a test that failed left
+    async with Load(services, store, tmp_path, stack=stack) as load:
         for number in rng.sample(range(1, COPIES + 1), COPIES):
             member = f"{engine}-{number}"
             await asyncio.to_thread(stack.kill, member)
