@@ -69,7 +69,7 @@ class Patience:
             raise type(error)(
                 f"{error.message}; it was asked again for {asking.seconds:.0f} s", hint=error.hint
             ) from error
-        if self._told:
+        if self._told and asking.error is not None:  # Others may need nothing that is away.
             self._told = False
             _log.warning("%s answers again", self._url)
         return given
