@@ -59,7 +59,7 @@ def test_every_event_of_a_real_run_can_be_recorded(number: int) -> None:
     assert sum(len(m.get("tool_calls", ())) for m in source["messages"]) == len(called)
     assert {str(source["task_id"])} == {event.correlation_id for event in events}
     for event in events:
-        assert prepared(event)[0].data == event.data
+        assert prepared(event).data == event.data
         vocabulary.check(event.type, event.data)
 
 
@@ -266,4 +266,4 @@ def test_any_messages_give_events_that_can_be_recorded(messages: list[object]) -
     events = run_events(parse_run(line(task_id=1, trial=0, messages=messages), 1))
     assert messages == messages_of(events)
     for event in events:
-        vocabulary.check(event.type, prepared(event)[0].data)
+        vocabulary.check(event.type, prepared(event).data)

@@ -32,7 +32,7 @@ from perdure.memorizer.memory import Memory
 from perdure.memorizer.recall import checked_text
 from perdure.model import names, vocabulary
 from perdure.model.conversation import Conversation, heal
-from perdure.model.event import JSON, Event, NewEvent, Sent, checked_sequence, prepared
+from perdure.model.event import JSON, Event, NewEvent, Prepared, Sent, checked_sequence, prepared
 from perdure.model.projection import DEFAULT
 from perdure.model.sequencing import Head
 from perdure.model.state import SavedObject, State
@@ -160,8 +160,8 @@ class Agent(AgentView):
             SequenceConflict: the stream's last sequence is not `expected_sequence`.
             InvalidInput: the type, data or an attribute is not allowed; nothing was written.
         """
-        new, size = checked(NewEvent(type=type, data=data, **attributes))
-        answers = await self._append((new,), size, expected_sequence, ack)
+        new = checked(NewEvent(type=type, data=data, **attributes))
+        answers = await self._append((new,), expected_sequence, ack)
         return answers[0]
 
     async def emit_many(
@@ -172,11 +172,8 @@ class Agent(AgentView):
         ack: Ack | None = None,
     ) -> list[Event]:
         """Record several events in one go, all or none: each a NewEvent or a (type, data) pair."""
-        pairs = [checked(as_new_event(event)) for event in events]
-        if not pairs:
-            return []
-        size = sum(size for _, size in pairs)
-        return await self._append(tuple(new for new, _ in pairs), size, expected_sequence, ack)
+        new = tuple([checked(as_new_event(event)) for event in events])
+        return await self._append(new, expected_sequence, ack) if new else []
 
     async def remember(
         self,
@@ -201,8 +198,8 @@ class Agent(AgentView):
             data["context"] = dict(context)
         if metadata:
             data["metadata"] = metadata
-        new, size = checked(NewEvent(type="memory.stored", data=data, time=time))
-        [event] = await self._append((new,), size, None)
+        new = checked(NewEvent(type="memory.stored", data=data, time=time))
+        [event] = await self._append((new,), None)
         kept = event.data if isinstance(event.data, dict) else {}
         return msgspec.convert(
             {
@@ -248,8 +245,8 @@ class Agent(AgentView):
             "size": packed.size,
             "stored": stored,
         }
-        new, size = prepared(NewEvent(type="checkpoint.saved", data=data))
-        [event] = await self._append((new,), size, None)
+        new = prepared(NewEvent(type="checkpoint.saved", data=data))
+        [event] = await self._append((new,), None)
         return SavedObject(packed.digest, packed.size, stored, event.sequence)
 
     async def revert(self, to: int) -> Reverted:
@@ -262,8 +259,8 @@ class Agent(AgentView):
         """
         lineage = await self._lineage()
         self._checked_at(lineage, checked_sequence("to", to), None)
-        new, size = prepared(NewEvent(type="agent.reverted", data={"to": to}))
-        [event] = await self._append((new,), size, None, "recorded")
+        new = prepared(NewEvent(type="agent.reverted", data={"to": to}))
+        [event] = await self._append((new,), None, "recorded")
         # Looked for when it is known what was undone: others may have written until then.
         effects = []
         for span in undone(await self._lineage(), event.sequence - 1, to):
@@ -315,8 +312,7 @@ class Agent(AgentView):
 
     async def _append(
         self,
-        events: tuple[NewEvent, ...],
-        size: int,
+        events: tuple[Prepared, ...],
         expected_sequence: int | None,
         ack: Ack | None = None,
     ) -> list[Event]:
@@ -327,18 +323,17 @@ class Agent(AgentView):
             self.name, events, epoch=self.epoch, expected_sequence=expected_sequence, ack=ack
         )
         try:
-            if isinstance(answers[-1], Sent):
-                if answers[-1].log_position:
-                    self._confirmation.sent(answers[-1].position)
-                self._assume(events, answers, size)
+            newest = answers[-1]
+            if isinstance(newest, Sent):
+                self._assume(events, answers, newest)
             else:
-                await self._follow(answers, size)
+                await self._follow(events, answers)
         except PerdureError as error:
             # Raised to who asks for the state: here it would say that nothing was recorded.
             self._failure, self._pending = error, []
         return answers
 
-    async def _follow(self, answers: list[Event], size: int) -> None:
+    async def _follow(self, events: Sequence[Prepared], answers: list[Event]) -> None:
         """Have the state follow what was just recorded."""
         known, last = self._sequence, max([answer.sequence for answer in answers])
         if (
@@ -349,7 +344,7 @@ class Agent(AgentView):
         ):
             self._sequence = last
             self._pending += answers
-            self._tail_bytes += size + ENVELOPE_BYTES * len(answers)
+            self._tail_bytes += _size(events)
             if len(self._pending) >= PENDING_MAX:
                 self._fold_pending()
                 self._save_when_due()
@@ -357,18 +352,19 @@ class Agent(AgentView):
             await self._confirmation.wait()
             await self._catch_up(last)
 
-    def _assume(self, events: Sequence[NewEvent], answers: list[Event], size: int) -> None:
+    def _assume(self, events: Sequence[Prepared], answers: list[Event], newest: Sent) -> None:
         """Have the state follow what was acknowledged, as if nobody else wrote."""
         self._assumptions += 1
-        for event in events:
+        if newest.log_position:
+            self._confirmation.sent(newest.position)
+        else:
+            self._doubtful = True
+        for event, answer in zip(events, answers, strict=True):
             if event.id is not None or event.writer is not None:
-                self._doubtful = True
-        for answer in answers:
-            if not (isinstance(answer, Sent) and answer.log_position):
                 self._doubtful = True
             self._sequence += 1
             self._pending.append(msgspec.structs.replace(answer, sequence=self._sequence))
-        self._tail_bytes += size + ENVELOPE_BYTES * len(answers)
+        self._tail_bytes += _size(events)
         if len(self._pending) >= PENDING_MAX:
             self._fold_pending()
 
@@ -481,13 +477,17 @@ def as_new_event(event: object) -> NewEvent:
     )
 
 
-def checked(event: NewEvent) -> tuple[NewEvent, int]:
-    """An event as users may emit it, checked and copied, and its data's bytes.
+def _size(events: Sequence[Prepared]) -> int:
+    return sum([len(event.encoded) + ENVELOPE_BYTES for event in events])
+
+
+def checked(event: NewEvent) -> Prepared:
+    """An event as users may emit it, checked and copied.
 
     Raises:
         InvalidInput: see `event.prepared` and `vocabulary.check`; reserved types too.
     """
-    new, size = prepared(event)
+    new = prepared(event)
     if new.type in vocabulary.RESERVED:
         raise InvalidData(
             f"events of type {new.type} are written by perdure itself",
@@ -495,4 +495,4 @@ def checked(event: NewEvent) -> tuple[NewEvent, int]:
         )
     if new.version is None or new.version == 1:
         vocabulary.check(new.type, new.data)  # type: ignore[arg-type]  # prepared: it is JSON now
-    return new, size
+    return new

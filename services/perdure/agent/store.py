@@ -67,7 +67,7 @@ class Store:
     ) -> list[Event]:
         """Contribute several events to an agent, all or none; see `Agent.emit_many`."""
         names.agent_name(agent)
-        new = tuple(checked(as_new_event(event))[0] for event in events)
+        new = tuple(checked(as_new_event(event)) for event in events)
         if not new:
             return []
         return await self._session.append(

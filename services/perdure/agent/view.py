@@ -360,7 +360,7 @@ class AgentView:
         point = self._checked_at(lineage, at, None)
         if time is not None:
             point = await self._sequence_at(lineage, utc("time", time), inclusive=True)
-        new, _ = prepared(NewEvent(type="agent.forked", data={"parent": self.name, "at": point}))
+        new = prepared(NewEvent(type="agent.forked", data={"parent": self.name, "at": point}))
         head, _ = await self._backend.log.fork(
             Append(name, (new,), self._backend.writer, epoch=1), self.name, point
         )

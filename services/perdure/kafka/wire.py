@@ -34,6 +34,7 @@ from perdure.model.event import (
     NUMBER_MAX,
     SEQUENCE_DIGITS,
     NewEvent,
+    data_of,
     json_copy,
     utc,
 )
@@ -142,7 +143,7 @@ def encode(append: Append, *, store: str = DEFAULT_STORE) -> Wire:
         headers = _binary(append, event, store)
         if append.by_id and event.writer_sequence is not None:
             headers.append(("ce_dedupe", b"id"))
-        return Wire(key, _encoder.encode(event.data), headers)
+        return Wire(key, data_of(event), headers)
     value = _encoder.encode(
         [
             _cloud_event(append, event, store, first=number == 0)
@@ -486,7 +487,7 @@ def _cloud_event(append: Append, event: NewEvent, store: str, *, first: bool) ->
         id=event.id,
         source=event.source or f"/{append.agent}",
         type=event.type,
-        data=msgspec.Raw(_encoder.encode(event.data)),
+        data=msgspec.Raw(data_of(event)),
         subject=append.agent,
         time=_time_text(event.time).decode(),
         datacontenttype="application/json",

@@ -53,7 +53,7 @@ _attributes_of = operator.attrgetter("time", "version", "writer_sequence", *_TEX
 _NO_ATTRIBUTES: Final = (None,) * (3 + len(_TEXT_ATTRIBUTES))
 
 
-class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
+class NewEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An event that is not recorded yet: what `emit_many` takes, and what `emit` builds.
 
     `id`, or `writer` with `writer_sequence`, make a write idempotent: given again, the event that
@@ -75,6 +75,25 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     causation_id: str | None = None
     traceparent: str | None = None
     key_id: str | None = None
+
+
+class Prepared(NewEvent, frozen=True, kw_only=True, gc=False):
+    """A new event that was checked: `data` is a copy, and `encoded` the same in JSON.
+
+    >>> prepared(NewEvent(type="note", data=[1, 2])).encoded
+    b'[1,2]'
+    """
+
+    encoded: bytes
+
+
+def data_of(event: NewEvent) -> bytes:
+    """The data of a new event as JSON.
+
+    >>> data_of(NewEvent(type="note", data=[1, 2]))
+    b'[1,2]'
+    """
+    return event.encoded if isinstance(event, Prepared) else _encoder.encode(event.data)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -224,15 +243,15 @@ def split_all(data: bytes) -> list[bytes]:
         raise Corrupt(f"stored bytes are no list of events: {error}") from error
 
 
-def json_copy(what: str, data: object, *, bytes_max: int = EVENT_BYTES_MAX) -> tuple[JSON, int]:
-    """A copy of JSON-able data, equal to it value for value, and its size in bytes of JSON.
+def json_copy(what: str, data: object, *, bytes_max: int = EVENT_BYTES_MAX) -> tuple[JSON, bytes]:
+    """A copy of JSON-able data, equal to it value for value, and its JSON.
 
     Raises:
         InvalidData: it is not JSON-able; the message names the path of the value that isn't.
         EventTooLarge: it takes more than `bytes_max` bytes.
 
     >>> json_copy("data", {"seats": ["12A"]})
-    ({'seats': ['12A']}, 17)
+    ({'seats': ['12A']}, b'{"seats":["12A"]}')
     >>> json_copy("data", {"price": float("nan")})
     Traceback (most recent call last):
     ...
@@ -251,7 +270,7 @@ def json_copy(what: str, data: object, *, bytes_max: int = EVENT_BYTES_MAX) -> t
         if encoded.count(b"[") + encoded.count(b"{") > NESTING_MAX and _is_deep(copied):
             raise _too_deep(what)
         if copied == data:
-            return copied, len(encoded)
+            return copied, encoded
     except (PerdureError, RecursionError) as error:
         if isinstance(error, PerdureError):
             raise
@@ -261,7 +280,7 @@ def json_copy(what: str, data: object, *, bytes_max: int = EVENT_BYTES_MAX) -> t
         raise InvalidData(f"{what} is not JSON: {error}", hint="convert it first") from error
     _explain(what, data)
     # All of it is JSON, and still the copy is not equal: there are tuples, which become lists.
-    return copied, len(encoded)
+    return copied, encoded
 
 
 def _is_deep(value: JSON) -> bool:
@@ -380,21 +399,21 @@ def checked_sequence(what: str, value: object, *, least: int = 0) -> int:
     return value
 
 
-def prepared(event: NewEvent) -> tuple[NewEvent, int]:
-    """A new event with everything checked and its data copied, and the data's size in bytes.
+def prepared(event: NewEvent) -> Prepared:
+    """A new event with everything checked and its data copied.
 
     Raises:
         InvalidName: its type is no event type.
         InvalidData: its data is not JSON-able, a time has no zone, a number is no sequence.
         EventTooLarge: its data is over `EVENT_BYTES_MAX`.
 
-    >>> prepared(NewEvent(type="note", data=[1, 2]))[1]
-    5
+    >>> prepared(NewEvent(type="note", data=(1, 2))).data
+    [1, 2]
     """
-    data, size = json_copy("data", event.data)
+    data, encoded = json_copy("data", event.data)
     names.event_type(event.type)
     if _attributes_of(event) == _NO_ATTRIBUTES:
-        return NewEvent(type=event.type, data=data), size
+        return Prepared(type=event.type, data=data, encoded=encoded)
     for name in _TEXT_ATTRIBUTES:
         text = getattr(event, name)
         if text is not None:
@@ -409,4 +428,18 @@ def prepared(event: NewEvent) -> tuple[NewEvent, int]:
                 hint="give writer= too: the two together identify the event",
             )
     time = None if event.time is None else utc("time", event.time)
-    return msgspec.structs.replace(event, data=data, time=time), size
+    return Prepared(
+        type=event.type,
+        data=data,
+        id=event.id,
+        time=time,
+        source=event.source,
+        version=event.version,
+        writer=event.writer,
+        writer_sequence=event.writer_sequence,
+        correlation_id=event.correlation_id,
+        causation_id=event.causation_id,
+        traceparent=event.traceparent,
+        key_id=event.key_id,
+        encoded=encoded,
+    )
