@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 
 STOP_SECONDS = 45.0
 """How long a server may take to stop cleanly before it is killed."""
-KILL_SECONDS = 10.0
+KILL_SECONDS = 30.0
+"""How long a signal that nobody can refuse may take: a thread ends what it has the disk do."""
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ async def outage(stack, services, store, folder, away, back):
     """The load goes on through an outage, which lasts as long as the context at least."""
     async with Load(services, store, folder, stack=stack) as load:
         before = load.acknowledged()
-        await asyncio.to_thread(away)
         try:
+            await asyncio.to_thread(away)
             yield load
             await asyncio.sleep(AWAY_SECONDS)
             during = load.acknowledged()
