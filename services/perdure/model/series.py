@@ -134,6 +134,18 @@ class Map(Mapping[str, V]):
         """
         return self._with(self._items.set(key, value))
 
+    def updated(self, more: Mapping[str, V], without: Iterable[str] = ()) -> "Map[V]":
+        """A map in which these keys have these values, and those of `without` have none.
+
+        >>> Map({"a": 1, "b": 2}).updated({"b": 3, "c": 4}, without=["a", "z"])
+        Map({'b': 3, 'c': 4})
+        """
+        items = self._items.mutate()
+        items.update(more)
+        for key in without:
+            items.pop(key, None)
+        return self._with(items.finish())
+
     def without(self, key: str) -> "Map[V]":
         """A map that lacks `key`, whether or not this one has it.
 

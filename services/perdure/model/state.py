@@ -135,23 +135,28 @@ def fold(state: State, events: Iterable[Event]) -> State:
     # One private copy is changed in place by all events of a batch, then handed out for good.
     new = copy.copy(state)
     added: dict[str, list[JSON]] = {event_type: [] for event_type in _GROWING}
+    kept: list[Event] = []
     event = None
     for event in events:
         items = added.get(event.type)
         if items is not None:
             items.append(event.data)
+        elif event.type in _KEEPING:
+            kept.append(event)
         elif (handler := _HANDLERS.get(event.type)) is not None:
             handler(new, event)
         if event.correlation_id is not None and event.correlation_id in new.tasks:
             _touch(new, event)
     if event is not None:
         _grow(new, added)
+        if kept:
+            _keep(new, kept)
         _set(new, "sequence", event.sequence)
         _set(new, "agent", event.subject)
     return new
 
 
-# Nothing else reads what these add, so a batch adds them in one go.
+# Nothing else reads what these two kinds change, so a batch changes it in one go.
 _GROWING: Final = (
     "message.added",
     "decision.made",
@@ -159,6 +164,7 @@ _GROWING: Final = (
     "tool.executed",
     "tool.failed",
 )
+_KEEPING: Final = frozenset({"record.put", "record.deleted"})
 
 
 def _grow(state: State, added: dict[str, list[JSON]]) -> None:
@@ -231,20 +237,24 @@ def _united(known: tuple[str, ...], more: object) -> tuple[str, ...]:
     )
 
 
-def _record_put(state: State, event: Event) -> None:
-    data = event.data
-    if type(data) is dict and isinstance(data.get("key"), str) and "value" in data:
-        key = str(data["key"])
-        _set(state, "records", state.records.set(key, data["value"]))
-        _set(state, "record_versions", state.record_versions.set(key, event.sequence))
-
-
-def _record_deleted(state: State, event: Event) -> None:
-    data = event.data
-    if type(data) is dict and isinstance(data.get("key"), str):
-        key = str(data["key"])
-        _set(state, "records", state.records.without(key))
-        _set(state, "record_versions", state.record_versions.without(key))
+def _keep(state: State, events: Iterable[Event]) -> None:
+    """Put and delete records."""
+    values: dict[str, JSON] = {}
+    versions: dict[str, int] = {}
+    gone: set[str] = set()
+    for event in events:
+        data = event.data
+        if type(data) is not dict or not isinstance(key := data.get("key"), str):
+            continue
+        if event.type == "record.deleted":
+            values.pop(key, None)
+            versions.pop(key, None)
+            gone.add(key)
+        elif "value" in data:
+            values[key], versions[key] = data["value"], event.sequence
+            gone.discard(key)
+    _set(state, "records", state.records.updated(values, without=gone))
+    _set(state, "record_versions", state.record_versions.updated(versions, without=gone))
 
 
 def _memory_stored(state: State, event: Event) -> None:
@@ -280,8 +290,6 @@ _HANDLERS: Final[dict[str, Callable[[State, Event], None]]] = {
     "task.started": _task,
     "task.finished": _task,
     "task.failed": _task,
-    "record.put": _record_put,
-    "record.deleted": _record_deleted,
     "memory.stored": _memory_stored,
     "memory.forgotten": _memory_forgotten,
     "checkpoint.saved": _checkpoint,
