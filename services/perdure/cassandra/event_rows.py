@@ -4,11 +4,11 @@ A bucket that has a successor never changes again: what is known of it is kept.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
 
 from perdure.cassandra.cells import unpacked_lineage
-from perdure.cassandra.session import Row, Session
+from perdure.cassandra.session import Session, Statement
 from perdure.cassandra.tables import Bucket, Generations, Tables
 from perdure.errors import Corrupt, NotFound
 from perdure.model.event import Event, decode_all
@@ -19,11 +19,16 @@ BATCH_BYTES: Final = 256 * 1024
 CLOSED_MAX: Final = 16_384
 """Closed buckets of a generation that are remembered, about 600 bytes each."""
 
-NEWEST_MAX: Final = 32_768
-"""Agents of a generation whose newest bucket's number is remembered, about 200 bytes each."""
+NEWEST_MAX: Final = 4096
+"""Agents of a generation whose newest bucket is remembered as it was last seen, about 800 bytes
+each. It spares a reader of a long stream looking for that bucket, and a reader of events that were
+there already looking at it."""
 
 IN_MAX: Final = 100
 """Keys in one request."""
+
+Request: TypeAlias = "tuple[Statement, Sequence[object]]"
+"""What `Session.execute` takes."""
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
@@ -85,8 +90,8 @@ class EventRows:
         """As `newest`, read by `bucket` or `with_writers`; None where there is no such agent."""
         tables = self.tables(agent)
         known, key = tables.known.newest, (self.store, agent)
-        hint = known.get(key)
-        if hint is None:
+        seen = known.get(key)
+        if seen is None:
             first, rows = await asyncio.gather(
                 read(agent, 0), self.session.execute(tables.stream, (self.store, agent))
             )
@@ -98,14 +103,23 @@ class EventRows:
                 if found is None:
                     raise _no_bucket(agent, hint - 1)
         else:
+            hint = seen.number
             found, later = await asyncio.gather(read(agent, hint), read(agent, hint + 1))
             while later is not None:
                 found, later = later, await read(agent, later.number + 1)
             if found is None:
                 raise _no_bucket(agent, hint)
         if found is not None:
-            _remember(known, key, found.number, NEWEST_MAX)
+            _remember(known, key, found._replace(writers=None), NEWEST_MAX)
         return found
+
+    async def reaching(self, agent: str, sequence: int) -> Bucket:
+        """The newest bucket, as it was when the stream had got to `sequence`, or after that.
+
+        Raises as `newest` does.
+        """
+        seen = self.tables(agent).known.newest.get((self.store, agent))
+        return seen if seen is not None and seen.last >= sequence else await self.newest(agent)
 
     async def closed(self, agent: str, number: int) -> Bucket:
         """A bucket that has a successor.
@@ -142,15 +156,17 @@ class EventRows:
             if low > high:
                 return await self.closed(agent, high)
 
-    def pages(
-        self, agent: str, bucket: Bucket, first: int, last: int
-    ) -> AsyncGenerator[list[Row], None]:
-        """The stored bytes of events of one bucket, one a row, in pages of about `BATCH_BYTES`."""
-        return self.session.pages(
-            self.tables(agent).events,
-            (self.store, agent, bucket.number, first, last),
-            rows=page_rows(bucket.events, bucket.bytes),
-        )
+    def requests(self, agent: str, bucket: Bucket, first: int, last: int) -> Iterator[Request]:
+        """The requests that read stored bytes of events of one bucket, one event a row.
+
+        Each is for about `BATCH_BYTES`. None needs the answer to another, as the driver's pages do.
+        """
+        statement = self.tables(agent).events
+        rows = page_rows(bucket.events, bucket.bytes)
+        last = min(last, bucket.last)
+        for start in range(max(first, bucket.first), last + 1, rows):
+            end = min(last, start + rows - 1)
+            yield statement, (self.store, agent, bucket.number, start, end)
 
     async def events(
         self, agent: str, bucket: int, sequences: Collection[int]

@@ -2,24 +2,25 @@
 
 Invariants:
 - A gap in the sequences is an error, never skipped.
-- Reading holds nothing but two pages of events, and one more on its way.
+- Reading holds nothing but a page of events, and `AHEAD` more that are on their way.
 - Whether events can be read already that were acknowledged elsewhere is for the gateway to know:
   `version` and `caught_up` are its own.
 """
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from typing import Final
 
 import msgspec
 
 from perdure.cassandra.cells import from_microseconds, microseconds
-from perdure.cassandra.event_rows import EventRows, decoded, gap, page_rows
-from perdure.cassandra.session import AT_ONCE, Session
+from perdure.cassandra.event_rows import EventRows, Request, decoded, gap, page_rows
+from perdure.cassandra.session import AT_ONCE, Row, Session
 from perdure.cassandra.tables import Bucket, Generations, Tables
 from perdure.cassandra.verification import verify
-from perdure.errors import Corrupt, NotFound, PerdureError
+from perdure.errors import Corrupt, NotFound
 from perdure.model.event import NUMBER_MAX
 from perdure.model.sequencing import Head, link
 from perdure.model.timeline import Span, Stream
@@ -33,6 +34,10 @@ NAMESPACES_PAGE: Final = 64
 
 BUCKETS_AT_ONCE: Final = 16
 """Buckets whose index is asked at once."""
+
+AHEAD: Final = 3
+"""Pages of events that are asked for before they are needed: the tables and who reads them are
+both busy then, and a slow page holds up nobody."""
 
 _TIME_MAX: Final = 2**63 - 1
 
@@ -97,21 +102,31 @@ class CassandraEventTable:
         if sequence <= span.last:
             raise gap(span.agent, sequence)
 
-    def _pages(self, span: Span) -> AsyncGenerator[list[bytes], None]:
-        return _ahead(self._pages_in_turn(span))
+    async def _pages(self, span: Span) -> AsyncGenerator[list[bytes], None]:
+        """The stored bytes of a span's events, page by page."""
+        coming: deque[asyncio.Task[list[Row]]] = deque()
+        try:
+            async with contextlib.aclosing(self._requests(span)) as requests:
+                async for statement, parameters in requests:
+                    coming.append(asyncio.create_task(self._session.execute(statement, parameters)))
+                    if len(coming) > AHEAD:
+                        yield [row[0] for row in await coming.popleft()]
+            while coming:
+                yield [row[0] for row in await coming.popleft()]
+        finally:
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
 
-    async def _pages_in_turn(self, span: Span) -> AsyncGenerator[list[bytes], None]:
-        """The stored bytes of a span's events, bucket by bucket."""
+    async def _requests(self, span: Span) -> AsyncGenerator[Request, None]:
+        """The requests for a span's events, bucket by bucket."""
         if span.first > span.last:
             return
-        newest = await self._rows.newest(span.agent)
+        newest = await self._rows.reaching(span.agent, span.last)
         bucket: Bucket | None = await self._rows.holding(span.agent, span.first, newest)
         while bucket is not None:
-            pages = self._rows.pages(span.agent, bucket, span.first, span.last)
-            async with contextlib.aclosing(pages):
-                async for page in pages:
-                    if page:
-                        yield [row[0] for row in page]
+            for request in self._rows.requests(span.agent, bucket, span.first, span.last):
+                yield request
             if bucket.number >= newest.number or bucket.last >= span.last:
                 return
             following = bucket.number + 1
@@ -334,23 +349,3 @@ def _sequences(page: list[bytes]) -> list[int]:
         return [each.sequence for each in _numbers.decode(b"[" + b",".join(page) + b"]")]
     except msgspec.MsgspecError as error:
         raise Corrupt(f"stored bytes are no list of events: {error}") from error
-
-
-async def _ahead(
-    source: AsyncGenerator[list[bytes], None],
-) -> AsyncGenerator[list[bytes], None]:
-    """What `source` gives, the next one already on its way while one is worked on."""
-
-    async def following() -> list[bytes] | None:
-        return await anext(source, None)
-
-    coming = asyncio.ensure_future(following())
-    try:
-        while (page := await coming) is not None:
-            coming = asyncio.ensure_future(following())
-            yield page
-    finally:
-        coming.cancel()
-        with contextlib.suppress(asyncio.CancelledError, PerdureError):
-            await coming
-        await source.aclose()

@@ -72,12 +72,12 @@ STATEMENTS: Final = {
 class Known:
     """What was learnt of a generation's streams, for all stores together.
 
-    `newest` is the number of an agent's newest bucket, when it was last looked at. `closed` are
-    buckets that have a successor, which never change again.
+    `newest` is an agent's newest bucket as it was when it was last looked at. `closed` are buckets
+    that have a successor, which never change again.
     """
 
     def __init__(self) -> None:
-        self.newest: dict[tuple[str, str], int] = {}
+        self.newest: dict[tuple[str, str], Bucket] = {}
         self.closed: dict[tuple[str, str, int], Bucket] = {}
 
 
