@@ -273,7 +273,7 @@ class Gated:
 class Recorder:
     """One recorder's process: it reads on from where the group had committed."""
 
-    def __init__(self, world, heads_max):
+    def __init__(self, world, heads_max, placement=None):
         self.world = world
         self.gates = Gated(world)
         self.recorder = PartitionRecorder(
@@ -283,6 +283,7 @@ class Recorder:
             journal=self.gates,
             heads=Heads(count_max=heads_max),
             patiently=lambda what, call: call(),
+            placement=placement and placement(self.gates),
         )
         self.position = world.committed
         self.end = None  # a zombie has fetched up to here, and gets no more
@@ -345,7 +346,11 @@ class RecorderMachine(RuleBasedStateMachine):
     def begin(self, heads_max):
         """One recorder, which keeps so many heads."""
         self.heads_max = heads_max
-        self.owner = Recorder(self, heads_max)
+        self.owner = self.new_recorder()
+
+    def new_recorder(self):
+        """A recorder that starts now."""
+        return Recorder(self, self.heads_max)
 
     # Producers.
 
@@ -498,7 +503,7 @@ class RecorderMachine(RuleBasedStateMachine):
         if self.owner.task is not None:
             self.owner.task.cancel()
             self.loop.run_until_complete(asyncio.wait([self.owner.task]))
-        self.owner = Recorder(self, self.heads_max)
+        self.owner = self.new_recorder()
 
     @rule(fetched=st.integers(0, 8))
     def rebalance(self, fetched):
@@ -510,7 +515,7 @@ class RecorderMachine(RuleBasedStateMachine):
         elif old.task is not None:
             old.task.cancel()
             self.loop.run_until_complete(asyncio.wait([old.task]))
-        self.owner = Recorder(self, self.heads_max)
+        self.owner = self.new_recorder()
 
     # What must be true.
 
@@ -524,9 +529,15 @@ class RecorderMachine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_committed_is_in(self):
-        """No record before the committed offset is missing in the journal."""
+        """No record before the committed offset is missing in the journal, or in what is read."""
         told = {entry.offset for record in self.journal for entry in record.entries}
         assert set(range(self.committed)) <= told
+        last = dict.fromkeys(AGENTS, 0)
+        for each in self.model.told[: self.committed]:
+            for event in each.events:
+                last[event.subject] = max(last[event.subject], event.sequence)
+        for agent, sequence in last.items():
+            assert sequence <= max((row[0] for row in self.tables.rows(agent)), default=0)
 
     @invariant()
     def through_is_not_said_too_early(self):

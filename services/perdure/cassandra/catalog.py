@@ -3,10 +3,12 @@
 Invariants:
 - Changes are conditional (Paxos): of two that exclude each other, one takes place.
 - A generation is dropped only when no partition is read from it.
+- Whether a record of the log switches its partition is decided once, in the order of the log,
+  whoever comes to it, and however late.
 """
 
 import datetime as dt
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -37,6 +39,16 @@ class Generation(msgspec.Struct, frozen=True):
     state: str
     created: dt.datetime
     until: dt.datetime | None = None
+
+
+class Placed(NamedTuple):
+    """The generation that a partition is read from, as of the record at `position`.
+
+    That record switched it there, or was refused; -1 before any such record.
+    """
+
+    generation: int
+    position: int
 
 
 class Catalog:
@@ -92,36 +104,10 @@ class Catalog:
             raise Incompatible(
                 f"topic {self._cluster.topic(_EVENTS)} has {partitions} partitions,"
                 f" but the log was made with {made_with}",
-                hint=f"set partitions = {made_with}; to have {partitions}, make a new log with"
-                " `perdure replay`",
+                hint=f"set partitions = {made_with}: which agents share an order hangs on it, so a"
+                " log keeps its number",
             )
         return int(generation)
-
-    async def renew_topics(self, partitions: int) -> int:
-        """Say that the topic of events was made anew, its offsets starting at 0; its generation.
-
-        What it brings counts as later than all that its predecessors brought.
-        """
-        before = await self.checked_generation()
-        [(applied, *_)] = await self._run(
-            f"UPDATE {{}}.topics SET partitions = {partitions}, generation = {before + 1}"
-            f" WHERE topic = '{_EVENTS}' IF generation = {before}"
-        )
-        if not applied:
-            raise Incompatible(
-                f"topic {self._cluster.topic(_EVENTS)} was renewed by somebody else meanwhile",
-                hint="one at a time",
-            )
-        return before + 1
-
-    async def checked_generation(self) -> int:
-        """The generation of the topic of events, whatever its partitions. Raises NotFound."""
-        rows = await self._run(f"SELECT generation FROM {{}}.topics WHERE topic = '{_EVENTS}'")
-        if not rows:
-            raise NotFound(
-                f"cluster {self._cluster.name} has no log yet", hint="start its recorder first"
-            )
-        return int(rows[0][0])
 
     async def generations(self) -> list[Generation]:
         """All generations there ever were, oldest first.
@@ -183,31 +169,52 @@ class Catalog:
             f" VALUES ({number}, {partition}, {position})"
         )
 
-    async def switch(self, partition: int, before: int, after: int) -> None:
-        """From now on a partition is read from generation `after`.
+    async def placed(self, partition: int) -> Placed:
+        """Where a partition is read, and since which record. Raises NotFound."""
+        rows = await self._run(
+            f"SELECT generation, position FROM {{}}.partitions WHERE partition = {partition}"
+        )
+        if not rows:
+            raise NotFound(
+                f"cluster {self._cluster.name} has no partition {partition}",
+                hint="check the setting partitions",
+            )
+        [(generation, position)] = rows
+        return Placed(generation, -1 if position is None else position)
+
+    async def check_complete(self, number: int) -> None:
+        """Check that a generation is one that agents can be read from, or is going to be.
 
         Raises:
-            Incompatible: it is not read from `before` any more; or `after` was dropped, or has not
-                everything.
+            NotFound: there is none of this number.
+            Incompatible: it was dropped, or is never going to have everything.
         """
-        generation = await self.generation(after)
+        generation = await self.generation(number)
         if generation.state == DROPPED:
-            raise Incompatible(f"generation {after} was dropped", hint="build a new one")
+            raise Incompatible(f"generation {number} was dropped", hint="build a new one")
         if generation.until is not None or generation.state not in {BUILDING, LIVE}:
             raise Incompatible(
-                f"generation {after} has not everything: it is {generation.state}",
+                f"generation {number} has not everything: it is {generation.state}",
                 hint="it can be looked at; build one that has everything",
             )
-        [(applied, *_)] = await self._run(
-            f"UPDATE {{}}.partitions SET generation = {after}"
-            f" WHERE partition = {partition} IF generation = {before}"
-        )
-        if not applied:
-            raise Incompatible(
-                f"partition {partition} is not read from generation {before} any more",
-                hint="somebody else switched it; look at the generations again",
+
+    async def decide(self, partition: int, position: int, generation: int | None) -> Placed:
+        """The record at a position switches its partition to a generation, or (None) doesn't.
+
+        Gives what is so now. Nothing is changed where it was decided about this record, or about a
+        later one, before. Raises NotFound (no such partition).
+        """
+        while (placed := await self.placed(partition)).position < position:
+            after = placed.generation if generation is None else generation
+            before = "null" if placed.position < 0 else placed.position
+            # Who is in between has it read again, and so this ends: positions only go up.
+            await self._run(
+                f"UPDATE {{}}.partitions SET generation = {after}, position = {position}"
+                f" WHERE partition = {partition} IF position = {before}"
             )
-        await self._set_state(after, LIVE)
+        if placed == (generation, position):
+            await self._set_state(placed.generation, LIVE)
+        return placed
 
     async def drop(self, number: int) -> None:
         """Drop a generation and its tables.

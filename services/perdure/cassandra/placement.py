@@ -1,5 +1,6 @@
 """In which generation each partition of the log, and so each agent, is read."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Final
@@ -9,7 +10,7 @@ import tenacity
 from perdure.cassandra.catalog import Catalog
 from perdure.cassandra.session import Session
 from perdure.cassandra.tables import Tables
-from perdure.errors import Incompatible, Refused, Unreachable
+from perdure.errors import Incompatible, NotFound, PerdureError, Refused, Unreachable
 from perdure.settings import Cluster
 
 SWITCH_SECONDS: Final = 15.0
@@ -40,6 +41,7 @@ class LiveGenerations:
         self._prepared: dict[int, Tables] = {}
         self._of_partition: dict[int, Tables] = {}
         self._only: Tables | None = None
+        self._looking = asyncio.Lock()
         self._asked: dict[int, tuple[int, float]] = {}
         """The switch that a partition waits for: its position, and since when."""
 
@@ -58,39 +60,50 @@ class LiveGenerations:
 
     async def refresh(self) -> dict[int, int]:
         """Ask the catalog again; the generation of each partition."""
-        placement = await self._catalog.placement()
-        prepared = {}
-        for number in sorted(set(placement.values())):
-            prepared[number] = self._prepared.get(number) or await Tables.prepare(
-                self._session, self._cluster.keyspace(number)
-            )
-        self._prepared = prepared
-        self._of_partition = {part: prepared[number] for part, number in placement.items()}
-        self._only = next(iter(prepared.values())) if len(prepared) == 1 else None
-        return placement
+        # One after the other: else one that looked earlier may be done later, and go back.
+        async with self._looking:
+            placement = await self._catalog.placement()
+            prepared = {}
+            for number in sorted(set(placement.values())):
+                prepared[number] = self._prepared.get(number) or await Tables.prepare(
+                    self._session, self._cluster.keyspace(number)
+                )
+            self._prepared = prepared
+            self._of_partition = {part: prepared[number] for part, number in placement.items()}
+            self._only = next(iter(prepared.values())) if len(prepared) == 1 else None
+            return placement
 
     async def switch(self, partition: int, position: int, generation: int) -> None:
-        """Go on in another generation, once everything before the position is in it.
+        """Go on where the record at a position says, once everything before it is there.
 
         Raises:
             Unreachable: it isn't yet; ask again.
-            Refused: it is not for too long: whoever builds the generation may be gone.
-            NotFound, Incompatible: it is no generation that could be switched to.
+            Refused: nothing was switched, because it was not for too long: whoever builds the
+                generation may be gone.
+            NotFound, Incompatible: the same, because it is no generation that could be switched to.
         """
-        before = (await self._catalog.placement()).get(partition)
-        if before is not None and before != generation:
-            await self._caught_up(partition, position, generation)
+        placed = await self._catalog.placed(partition)
+        to: int | None = generation
+        refusal: PerdureError = Refused(
+            f"the record at {partition}:{position} was refused before",
+            hint="`perdure replay` goes on and tries again",
+        )
+        if placed.position < position:
             try:
-                await self._catalog.switch(partition, before, generation)
-            except Incompatible:
-                # Another recorder, which has the partition no more or not yet, was here first.
-                if (await self._catalog.placement()).get(partition) != generation:
-                    raise
+                await self._catalog.check_complete(generation)
+                if placed.generation != generation:
+                    await self._caught_up(partition, position, generation)
+            except (Refused, NotFound, Incompatible) as error:
+                to, refusal = None, error
+        # Decided for everybody who comes to this record: for one that was held up before it, too.
+        placed = await self._catalog.decide(partition, position, to)
         self._asked.pop(partition, None)
         await self.refresh()
+        # Of an earlier record than the last one it was told already what became of it.
+        if placed.position == position and placed.generation != generation:
+            raise refusal
 
     async def _caught_up(self, partition: int, position: int, generation: int) -> None:
-        await self._catalog.generation(generation)
         asked, since = self._asked.get(partition, (-1, 0.0))
         if asked != position:
             since = time.monotonic()

@@ -44,7 +44,8 @@ CONTROL: Final = (
 )""",
     """CREATE TABLE IF NOT EXISTS {keyspace}.partitions (
     partition int PRIMARY KEY,      -- of the topic of events
-    generation int                  -- the one that is read
+    generation int,                 -- the one that is read
+    position bigint                 -- of the last record that switched it, or was refused; or null
 )""",
     """CREATE TABLE IF NOT EXISTS {keyspace}.replays (
     generation int,                 -- the one that is built
@@ -172,7 +173,16 @@ async def create_control(session: Session, cluster: Cluster) -> None:
         InvalidInput: the cluster's name can't be the name of a keyspace.
         Unreachable: not enough nodes answered in time.
     """
-    await _create(session, cluster, control_keyspace(cluster), CONTROL)
+    keyspace = control_keyspace(cluster)
+    await _create(session, cluster, keyspace, CONTROL)
+    rows = await session.execute(
+        "SELECT column_name FROM system_schema.columns"
+        f" WHERE keyspace_name = '{keyspace}' AND table_name = 'partitions'"
+    )
+    if ("position",) not in rows:  # made before there was one
+        await session.run_schema(
+            [f"ALTER TABLE {keyspace}.partitions ADD IF NOT EXISTS position bigint"]
+        )
 
 
 async def create_generation(session: Session, cluster: Cluster, generation: int) -> None:

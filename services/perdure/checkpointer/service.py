@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.abc import ConsumerRebalanceListener
 from faststream import AckPolicy
 from faststream.asgi import AsgiFastStream
 from faststream.kafka import KafkaBroker
@@ -313,6 +312,7 @@ class States:
         self._engine = engine
         self._metrics = engine.metrics
         self._tails = Tails()
+        self.arrivals = _Listener(self.revoked)
         self._log = logger("perdure.checkpointer")
         self.checkpoints = StateCheckpoints(
             self._tails,
@@ -350,6 +350,7 @@ class States:
     async def _count(self, partition: TopicPartition, records: Sequence[Record]) -> None:
         if await batches.is_stale(self.consumer(), records):
             return
+        await self.arrivals.looked(self._engine.refresh)
         for record in records:
             try:
                 await self._count_one(record)
@@ -363,7 +364,7 @@ class States:
     async def _count_one(self, record: Record) -> None:
         told = journal.decode(record.value)
         events = [event for entry in told.entries for event in entry.events]
-        if any(entry.outcome == "switched" for entry in told.entries):
+        if told.switched:
             await self._engine.refresh()
         if not events:
             return
@@ -388,15 +389,16 @@ class States:
                 self._log.warning("state not saved", store=look.key.store, reason=str(look.error))
 
 
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # it has no types
+class _Listener(batches.Arrivals):
+    """Told of partitions that go, too."""
+
     def __init__(self, revoked: Callable[[set[TopicPartition]], Awaitable[None]]) -> None:
+        super().__init__()
         self._revoked = revoked
 
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Hand on which."""
         await self._revoked(revoked)
-
-    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Each partition begins where it was committed, with nothing known of it."""
 
 
 def application(cluster: Cluster) -> AsgiFastStream:
@@ -454,7 +456,7 @@ def application(cluster: Cluster) -> AsgiFastStream:
         max_partition_fetch_bytes=FETCH_BYTES // 4,
         max_poll_interval_ms=HANDLING_SECONDS_MAX * 1000,
         session_timeout_ms=SESSION_SECONDS * 1000,
-        listener=_Listener(states.revoked),
+        listener=states.arrivals,
         parser=batches.as_they_are,
         decoder=batches.undecoded,
         title="journal",

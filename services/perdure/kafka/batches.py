@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker, KafkaMessage
 from prometheus_client import Gauge
@@ -103,6 +104,30 @@ def tell_lag(
     end = consumer.highwater(partition) if consumer is not None else None
     if end is not None:
         gauge.labels(partition.topic, partition.partition).set(max(0, end - position))
+
+
+class Arrivals(ConsumerRebalanceListener):  # type: ignore[misc] # it has no types
+    """Has something looked at again once partitions were assigned.
+
+    What others read of them meanwhile may have told of a change that concerns whoever reads on.
+    """
+
+    def __init__(self) -> None:
+        self._count, self._looked_at = 1, 0
+
+    async def looked(self, look: Callable[[], Awaitable[object]], *, anyway: bool = False) -> None:
+        """Look, if some were assigned since the last time (at first, that is so), or anyway."""
+        count = self._count
+        if anyway or count != self._looked_at:
+            await look()
+            self._looked_at = count
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """They matter when they come back."""
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Note that some came."""
+        self._count += bool(assigned)
 
 
 class _Nobody:

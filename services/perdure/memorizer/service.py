@@ -118,6 +118,7 @@ class Memorizer:
         self._cluster = cluster
         self._health = health
         self._broker = broker
+        self.arrivals = batches.Arrivals()
         self._embedder: Embedder = chosen_embedder(cluster.embedder)
         self._metrics = Metrics(health.registry)
         self._generations: LiveGenerations | None = None
@@ -171,10 +172,14 @@ class Memorizer:
             except PerdureError as error:
                 # The recorder alone writes there; a record of somebody else's stops nothing.
                 _log.error("no journal record", offset=record.offset, reason=str(error))
-        if any(entry.outcome == "switched" for each in told for entry in each.entries):
-            await self._patiently("Cassandra", _opened(self._generations).refresh)
+        switched = any(each.switched for each in told)
+        await self.arrivals.looked(self._refresh, anyway=switched)
         for store, agents in concerned(told).items():
             await self._memorize(store, agents)
+
+    async def _refresh(self) -> None:
+        """Look again in which generation agents are."""
+        await self._patiently("Cassandra", _opened(self._generations).refresh)
 
     async def _memorize(self, store: str, agents: Sequence[str]) -> None:
         """Bring agents up to date together; each on its own where one of them can't be."""
@@ -275,6 +280,7 @@ def application(cluster: Cluster) -> AsgiFastStream:
         max_poll_interval_ms=HANDLING_SECONDS_MAX * 1000,
         session_timeout_ms=SESSION_SECONDS * 1000,
         heartbeat_interval_ms=SESSION_SECONDS * 1000 // 3,
+        listener=memorizer.arrivals,
         parser=batches.as_they_are,
         decoder=batches.undecoded,
         title="journal",

@@ -92,6 +92,7 @@ class Projector:
         self._cluster = cluster
         self._gateway = gateway
         self._broker = broker
+        self.arrivals = batches.Arrivals()
         self._topic = cluster.topic("state")
         self._metrics = Metrics(gateway.health.registry)
         self._gate = asyncio.Semaphore(AGENTS_AT_ONCE)
@@ -132,6 +133,8 @@ class Projector:
             except PerdureError as error:
                 # The recorder alone writes there; one record of somebody else's stops nothing.
                 _log.error("no journal record", offset=record.offset, reason=str(error))
+        switched = any(record.switched for record in told)
+        await self.arrivals.looked(self._gateway.refresh, anyway=switched)
         async with asyncio.TaskGroup() as group:
             for agent in moved(told):
                 group.create_task(self._publish_one(agent))
@@ -197,6 +200,7 @@ def application(cluster: Cluster) -> AsgiFastStream:
         max_poll_interval_ms=HANDLING_SECONDS_MAX * 1000,
         session_timeout_ms=SESSION_SECONDS * 1000,
         heartbeat_interval_ms=SESSION_SECONDS * 1000 // 3,
+        listener=projector.arrivals,
         parser=batches.as_they_are,
         decoder=batches.undecoded,
         title="journal",

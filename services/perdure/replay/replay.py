@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from perdure.cassandra.catalog import BUILDING, DROPPED, LIVE, Generation
+from perdure.cassandra.catalog import BUILDING, DROPPED, Generation
 from perdure.cassandra.census import all_agents
 from perdure.errors import InvalidInput, PerdureError
 from perdure.model.upcast import Upcasters
@@ -189,12 +189,11 @@ async def _generation(
     """The generation to build: one that somebody began, or a new one; and whether it is begun."""
     live = set((await engines.catalog.placement()).values())
     for generation in reversed(await engines.catalog.generations()):
-        begun = generation.state == BUILDING and generation.until == until
-        # Switched in part: the rest has to follow.
-        half = until is None and generation.state == LIVE and len(live) > 1
-        if half and generation.number == max(live):
-            return generation, True
-        if begun and generation.number not in live:
+        if generation.number in live:
+            # Switched in part: the rest has to follow.
+            if until is None and len(live) > 1 and generation.number == max(live):
+                return generation, True
+        elif generation.state == BUILDING and generation.until == until:
             if not restart:
                 return generation, True
             await drop(engines, generation.number)

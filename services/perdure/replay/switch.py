@@ -16,6 +16,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.structs import TopicPartition
 from tenacity import AsyncRetrying, retry_if_result, wait_fixed
 
+from perdure.cassandra.catalog import Placed
 from perdure.errors import Refused, Unreachable
 from perdure.kafka.switching import encode
 from perdure.replay.engines import Engines
@@ -66,16 +67,14 @@ async def switched_at(engines: Engines, generation: int, partition: int, offset:
     Waits until the recorder has decided about it. Raises Unavailable.
     """
 
-    async def known() -> bool | None:
-        past = (await committed(engines.cluster)).get(partition, 0) > offset
-        if (await engines.catalog.placement()).get(partition) == generation:
-            return True
-        return False if past else None
+    async def known() -> Placed:
+        return await engines.catalog.placed(partition)
 
-    found: bool | None = await AsyncRetrying(
-        retry=retry_if_result(lambda found: found is None), wait=wait_fixed(KNOWN_SECONDS)
+    found: Placed = await AsyncRetrying(
+        retry=retry_if_result(lambda placed: placed.position < offset),
+        wait=wait_fixed(KNOWN_SECONDS),
     )(known)
-    return bool(found)
+    return found.generation == generation
 
 
 async def committed(cluster: Cluster) -> dict[int, int]:
