@@ -11,6 +11,10 @@ from ops.stack.ports import Ports
 
 _HEAP_ALONE = "1024m"
 _HEAP_OF_SEVERAL = "512m"
+_RING_DELAY_MS = 20_000
+"""For twice as long a node waits until its seed, or (after once as long) another that it knows, has
+told it of the ring; no longer than it takes. Then it ends. The seed itself has nobody to wait for,
+and would wait all of the time."""
 _PROBE_SECONDS = 5.0
 _COPIES = 3  # of the keyspace below, whatever the number of nodes
 _ONE, _QUORUM, _ALL = 0x0001, 0x0004, 0x0005  # as the protocol numbers them
@@ -64,7 +68,7 @@ class Cassandra:
 
     name = "cassandra"
     together = False  # each node joins the ring of those before it
-    ready_seconds = 120.0
+    ready_seconds = 240.0
 
     def __init__(self, count: int, ports: Ports) -> None:
         self.count = count
@@ -111,8 +115,8 @@ class Cassandra:
                 *(f"--add-opens={name}=ALL-UNNAMED" for name in _OPENS),
                 f"-javaagent:{agent}",
                 f"-Dcassandra.storagedir={folder / 'data'}",
-                # Every node starts beside its seed: there is no gossip to wait for.
-                "-Dcassandra.ring_delay_ms=0",
+                f"-Dcassandra.ring_delay_ms={_RING_DELAY_MS if number > 1 else 0}",
+                # Every node starts beside its seed: there is no gossip that has to settle.
                 "-Dcassandra.skip_wait_for_gossip_to_settle=0",
                 "-Dcassandra.consistent.rangemovement=false",
                 # Otherwise it closes what its log is printed to.
@@ -144,8 +148,7 @@ class Cassandra:
 cluster_name: perdure
 partitioner: org.apache.cassandra.dht.Murmur3Partitioner
 num_tokens: 4
-# The nodes of a new ring have nothing to copy, and copying fails on a busy machine: it waits only
-# `ring_delay_ms` for the seed's first word.
+# The nodes of a new ring have nothing to copy, and copying waits for `ring_delay_ms` each time.
 auto_bootstrap: false
 # The stack itself waits until the nodes know of each other.
 block_for_peers_timeout_in_secs: 1

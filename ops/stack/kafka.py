@@ -31,7 +31,7 @@ class Kafka:
 
     name = "kafka"
     together = True  # one of three alone has no quorum and never becomes ready
-    ready_seconds = 120.0
+    ready_seconds = 240.0
 
     def __init__(self, count: int, ports: Ports, cluster: str) -> None:
         self.count = count

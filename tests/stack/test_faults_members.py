@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 from ops.stack import Ports, Stack
 from tests.embedded.forks import seeded
 from tests.stack.fixtures import at, what_is_missing
-from tests.stack.load import EMBEDDER, Load
+from tests.stack.load import EMBEDDER, Load, until
 from tests.stack.services import Services
 
 from perdure.cassandra.catalog import Catalog
@@ -23,6 +24,7 @@ pytestmark = [
 
 AWAY_SECONDS = 15 if os.environ.get("PERDURE_FAULTS") == "full" else 5
 COPIES = 3
+SLOW_SECONDS = 4
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,26 @@ async def test_a_member_of_three_may_be_killed_under_load(stack, services, store
         f"failed; all agents went on within {max(times):.1f} s of each kill and start"
     )
     assert load.failures() == []
+
+
+async def test_a_node_that_starts_waits_for_one_that_is_slow(stack):
+    """The first node of the ring takes its time to answer: who joins does not end for that."""
+    await asyncio.to_thread(stack.up)
+    stack.kill("cassandra-2")
+    log = stack.members["cassandra-2"].log
+    told = log.stat().st_size
+
+    async def listens():
+        return b"Listening on address" in log.read_bytes()[told:]
+
+    stack.kill("cassandra-1", signal.SIGSTOP)
+    try:
+        starting = asyncio.create_task(asyncio.to_thread(stack.start, "cassandra-2"))
+        await until(listens)
+        await asyncio.wait([starting], timeout=SLOW_SECONDS)
+    finally:
+        stack.kill("cassandra-1", signal.SIGCONT)
+    await starting
 
 
 async def moved(load):
