@@ -73,8 +73,8 @@ async def emit(bench: ClusterBench) -> Measurement:
             ),
             "sent are the same keys, values and headers; perdure makes them, aiokafka has them",
             (
-                'ack="sent" and send return when the record is on its way; the time ends when all are'
-                " acknowledged"
+                'ack="sent" and send return when the record is on its way; the time ends when all'
+                " are acknowledged"
             ),
             (
                 "the others return when the record is acknowledged, send_and_wait as well: each"
