@@ -7,14 +7,16 @@ import time
 
 import msgspec
 import pytest
+import tenacity
 from ops.stack import Ports, Stack
 from tests.embedded.forks import seeded
 from tests.stack.fixtures import at, what_is_missing
-from tests.stack.load import EMBEDDER, Load, until
+from tests.stack.load import EMBEDDER, PATIENCE_SECONDS, Load, until
 from tests.stack.services import Services
 
 from perdure.cassandra.catalog import Catalog
 from perdure.cassandra.session import Session
+from perdure.errors import Unreachable
 from perdure.kafka import topics
 
 pytestmark = [
@@ -60,6 +62,12 @@ def services(stack, tmp_path_factory):
         yield services
 
 
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(Unreachable),
+    wait=tenacity.wait_fixed(1),
+    stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+    reraise=True,
+)
 async def made(cluster):
     """Make topics and tables: five services that do it at once keep three small nodes busy."""
     await topics.ensure(cluster)
