@@ -9,12 +9,12 @@ import contextlib
 import json
 import shutil
 import struct
-from typing import NamedTuple
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.util import calc_crc32c_py
 from tests.node import PROGRAMS, modules
+from tests.stack.producing import Record, attributes, binary, structured
 from tests.stack.services import Services
 
 import perdure
@@ -50,14 +50,6 @@ async def node(program, *arguments, text=""):
     return printed.decode().splitlines()
 
 
-class Record(NamedTuple):
-    """A record as a program sends it: texts or bytes."""
-
-    key: str | bytes | None
-    value: str | bytes | None
-    headers: dict[str, str | bytes]
-
-
 class Sender:
     """Has records sent by kafkajs, and finds out what became of them."""
 
@@ -91,27 +83,6 @@ def sender(shared_services, programs):
 
 def _bytes(value):
     return {"base64": base64.b64encode(value).decode()}
-
-
-def attributes(agent, **others):
-    """An event of somebody else, without its data."""
-    event = {"specversion": "1.0", "id": "e1", "source": "/elsewhere", "type": "seat.wanted"}
-    event |= {"subject": agent, **others}
-    return {name: value for name, value in event.items() if value is not None}
-
-
-def binary(agent, value="{}", *, store, key=None, content_type=None, **others):
-    """One event in the binary mode; what is None is left out."""
-    event = attributes(agent, **{"store": store, **others})
-    headers = {f"ce_{name}": text for name, text in event.items()}
-    headers |= {} if content_type is None else {"content-type": content_type}
-    return Record(key or key_of(store, agent), value, headers)
-
-
-def structured(agent, *events, store, kind="cloudevents-batch+json"):
-    """Events in JSON, as one record."""
-    value = json.dumps(events if "batch" in kind else events[0])
-    return Record(key_of(store, agent), value, {"content-type": f"application/{kind}"})
 
 
 async def events_of(services, store, agent):
