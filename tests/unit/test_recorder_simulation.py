@@ -281,7 +281,7 @@ class Recorder:
             1,
             recordings=self.gates,
             journal=self.gates,
-            heads=Heads(count_max=heads_max),
+            heads=Heads(bytes_max=2_000 * heads_max),
             patiently=lambda what, call: call(),
             placement=placement and placement(self.gates),
         )

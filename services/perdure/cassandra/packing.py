@@ -1,17 +1,24 @@
-"""Batches whose rows are bytes already, in the form of the native protocol.
+"""Messages to Cassandra in the form of the native protocol, where the driver's own cost too much.
 
-The driver writes a batch value by value: twenty of them for each event. Rows of one partition have
-most of their values in common, and are put together here with a few calls each.
+It writes a batch value by value: twenty of them for each event. Rows of one partition have most of
+their values in common, and are put together here with a few calls each.
+
+It has the server tell with each answer to a prepared statement which columns it has, and reads
+that. It is known since the statement was prepared; the server tells by itself where that changed.
 
 Invariants:
-- What is sent is, byte for byte, what the driver would send of the same rows.
+- What is sent is, byte for byte, what the driver would send, but for the flag that spares columns.
 """
 
 import io
 from collections.abc import Iterator
 from typing import Final
 
-from cassandra.protocol import BatchMessage, ProtocolHandler  # type: ignore[import-untyped]
+from cassandra.protocol import (  # type: ignore[import-untyped]
+    BatchMessage,
+    ExecuteMessage,
+    ProtocolHandler,
+)
 
 from perdure.cassandra.cells import int32
 
@@ -39,12 +46,14 @@ class Rows:
 
 
 class Protocol(ProtocolHandler):  # type: ignore[misc] # it has no types
-    """The driver's way to the wire, which takes batches of packed `Rows` too."""
+    """The driver's way to the wire, with packed batches and answers without columns."""
 
     @classmethod
     def encode_message(cls, msg: object, *arguments: object, **options: object) -> object:
         if isinstance(msg, BatchMessage) and isinstance(msg.queries, Rows):
             msg = _PackedMessage(msg)
+        elif isinstance(msg, ExecuteMessage) and msg.skip_meta:
+            msg = _BareMessage(msg)
         return super().encode_message(msg, *arguments, **options)
 
 
@@ -65,6 +74,24 @@ class _PackedMessage(BatchMessage):  # type: ignore[misc] # it has no types
         body.write(bare[:1] + len(rows).to_bytes(2, "big"))
         body.write(b"".join(rows.pieces))
         body.write(bare[3:])
+
+
+class _BareMessage(ExecuteMessage):  # type: ignore[misc] # it has no types
+    """A prepared statement as the driver made it, to be answered without columns."""
+
+    def __init__(self, made: ExecuteMessage) -> None:
+        self.__dict__.update(made.__dict__)
+
+    def _write_query_params(self, body: io.BytesIO, protocol_version: int) -> None:
+        parameters = io.BytesIO()
+        super()._write_query_params(parameters, protocol_version)
+        written = bytearray(parameters.getvalue())
+        # Two bytes for the consistency, four for flags (section 4.1.4 of version 5).
+        written[5] |= _SKIP_COLUMNS
+        body.write(written)
+
+
+_SKIP_COLUMNS: Final = 0x02
 
 
 def packed(*values: bytes | None) -> bytes:

@@ -5,11 +5,9 @@ from typing import Final
 
 from perdure.recorder.recordings import Stream
 
-HEADS_MAX: Final = 50_000
-"""Streams that are kept."""
-
-HEADS_BYTES_MAX: Final = 64 * 1024 * 1024
-"""What streams that are kept may take in memory, about."""
+HEADS_BYTES_MAX: Final = 16 * 1024 * 1024
+"""What streams that are kept may take in memory, about: some 13,000 agents that write by turns.
+Of another one the head is read first, which takes two requests, and many at once with others."""
 
 _STREAM_BYTES: Final = 1_200
 """What a stream takes beside its writers and reverts, about: its objects and its place here."""
@@ -21,15 +19,14 @@ _REVERT_BYTES: Final = 120
 class Heads:
     """Streams by partition, store and agent.
 
-    >>> heads = Heads(count_max=1)
+    >>> heads = Heads(bytes_max=2_000)
     >>> from perdure.recorder.recordings import fresh
     >>> heads.put(0, "default", fresh("a/one")); heads.put(0, "default", fresh("a/two"))
     >>> heads.get(0, "default", "a/one") is None, len(heads)
     (True, 1)
     """
 
-    def __init__(self, count_max: int = HEADS_MAX, bytes_max: int = HEADS_BYTES_MAX) -> None:
-        self._count_max = count_max
+    def __init__(self, bytes_max: int = HEADS_BYTES_MAX) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._streams: OrderedDict[tuple[int, str, str], tuple[Stream, int]] = OrderedDict()
@@ -62,7 +59,7 @@ class Heads:
         _, old = self._streams.pop(key, (None, 0))
         self._streams[key] = stream, size
         self._bytes += size - old
-        while len(self._streams) > self._count_max or self._bytes > self._bytes_max:
+        while self._bytes > self._bytes_max:
             _, (_, oldest) = self._streams.popitem(last=False)
             self._bytes -= oldest
 
