@@ -26,8 +26,9 @@ from perdure.model.upcast import Upcasters
 from perdure.ports import Batch, StateTable
 from perdure.projector.restore import restore, save
 
-BYTES_MAX: Final = 256 * 1024 * 1024
-"""What kept states may take, counted as below."""
+BYTES_MAX: Final = 128 * 1024 * 1024
+"""What kept states may take, counted as below: some 3,000 agents with states of 7 kB of JSON, or
+one of 19 MB. A state that is not kept is folded from its last checkpoint when it is asked for."""
 
 OBJECT_FACTOR: Final = 6
 """A state in memory takes about so many times the bytes of its JSON."""
