@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import tenacity
-from cassandra import ConsistencyLevel  # type: ignore[import-untyped]
+from cassandra import ConsistencyLevel, DependencyException  # type: ignore[import-untyped]
 from cassandra.cluster import (  # type: ignore[import-untyped]
     EXEC_PROFILE_DEFAULT,
     ExecutionProfile,
@@ -163,6 +163,7 @@ class Session:
         driver = Driver(
             contact_points=hosts,
             protocol_version=PROTOCOL,
+            connection_class=_connection_class(),
             compression=True,  # lz4, where both sides have it
             execution_profiles={EXEC_PROFILE_DEFAULT: profile},
             reconnection_policy=ExponentialReconnectionPolicy(0.2, 5.0, max_attempts=None),
@@ -395,6 +396,15 @@ class Session:
                 f"the connection to Cassandra at {self._place} was closed", hint="connect again"
             )
         return translated(error, self._place)
+
+
+def _connection_class() -> type | None:
+    """What connections are made of; None for what the driver chooses where it has no libev."""
+    try:
+        from perdure.cassandra.prompt import PromptConnection
+    except DependencyException:
+        return None
+    return PromptConnection
 
 
 def _bound(statement: Statement | str, parameters: Sequence[object]) -> Any:  # noqa: ANN401
