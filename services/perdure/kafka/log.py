@@ -126,20 +126,27 @@ class KafkaLog:
 
     def append(self, append: Append, ack: Ack) -> Awaitable[list[Event]]:  # noqa: D102
         now = self._clock()
+        events, by_id = [], False
+        for event in append.events:
+            events.append(self._filled(append, event, now))
+            by_id = by_id or event.id is not None
         filled = Append(
             append.agent,
-            tuple([self._filled(append, event, now) for event in append.events]),
+            tuple(events),
             append.writer,
             append.epoch,
             append.expected_sequence,
-            any([event.id is not None for event in append.events]),  # noqa: C419
+            by_id,
         )
         record = wire.encode(filled, store=self._store)
         future: asyncio.Future[list[Event]] = asyncio.get_running_loop().create_future()
         partition = wire.partition_of(record.key, self._partitions)
-        self._lane(partition).put(record, _milliseconds(now), _Write(self, filled, ack, future))
+        lane = self._lane(partition)
         if ack == "sent" and self._room.is_wide:
+            lane.put(record, _milliseconds(now), _NOBODY)
             future.set_result(_sent(filled, ""))
+        else:
+            lane.put(record, _milliseconds(now), _Write(self, filled, ack, future))
         return future
 
     async def fork(self, append: Append, parent: str, at: int) -> tuple[Head, Event]:  # noqa: D102
@@ -242,6 +249,19 @@ class _Waiting(Protocol):
     def acknowledged(self, partition: int, offset: int, timestamp: int) -> None: ...
 
     def failed(self, error: PerdureError) -> None: ...
+
+
+class _Nobody:
+    """Waits for nothing, and keeps nothing in memory until the record is acknowledged."""
+
+    def acknowledged(self, partition: int, offset: int, timestamp: int) -> None:
+        pass
+
+    def failed(self, error: PerdureError) -> None:
+        pass
+
+
+_NOBODY: Final = _Nobody()
 
 
 class _Offset:
