@@ -15,6 +15,7 @@ from perdure.kafka.topics import KINDS
 from perdure.model import event
 from perdure.model.names import KEY_CHARS_MAX, NAME_CHARS_MAX
 from perdure.model.sequencing import first_chain, link
+from perdure.recorder import buckets
 from perdure.settings import Cluster
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
@@ -80,8 +81,10 @@ def test_limits_and_names_are_those_of_the_code():
     outcomes = journal.Outcome.__args__
     assert all(re.search(rf"^\| .*`{outcome}`", PAGE, re.MULTILINE) for outcome in outcomes)
     assert all(f"`{Cluster().topic(kind)}`" in PAGE for kind in KINDS if kind != "events")
-    for number in (event.EVENT_BYTES_MAX, wire.RECORD_BYTES_MAX):
+    for number in (event.EVENT_BYTES_MAX, wire.RECORD_BYTES_MAX, buckets.ANSWER_BYTES_MAX):
         assert f"{number:,} bytes" in PAGE
+    assert f"{buckets.ROWS_MAX // buckets.ROWS_EACH:,} events" in PAGE
+    assert f"{buckets.MUTATION_BYTES_MAX:,}" in PAGE
     assert f"{event.NESTING_MAX} levels" in PAGE
     assert f"1 to {KEY_CHARS_MAX} characters" in PAGE
     assert f"1 to {NAME_CHARS_MAX} of" in PAGE

@@ -156,17 +156,17 @@ def encode(append: Append, *, store: str = DEFAULT_STORE) -> Wire:
             f"bytes; {RECORD_BYTES_MAX:,} are the most in one write",
             hint=_DIVIDE,
         )
-    _check_fits(store, append.agent, len(append.events), len(value))
+    if not buckets.fits_as_stored(store, append, len(value)):
+        raise _too_many(append.agent, len(append.events), len(value))
     return Wire(key, value, [("content-type", BATCH_TYPE)])
 
 
-def _check_fits(store: str, agent: str, count: int, size: int) -> None:
-    """Raises EventTooLarge where so many events in so many bytes can't be recorded together."""
-    if not buckets.fits(store, agent, count, size):
-        raise EventTooLarge(
-            f"{count:,} events of {agent} in {size:,} bytes are too many to be recorded together",
-            hint=_DIVIDE,
-        )
+def _too_many(agent: str, count: int, size: int) -> EventTooLarge:
+    return EventTooLarge(
+        f"{count:,} events of {agent} in {size:,} bytes are too many to be recorded together, or "
+        "take too much where they are stored",
+        hint=_DIVIDE,
+    )
 
 
 _DIVIDE: Final = "divide them: events in several writes are recorded in the order of the writes"
@@ -348,7 +348,8 @@ _event_decoder = msgspec.json.Decoder(_CloudEvent)
 _batch_decoder = msgspec.json.Decoder(list[_CloudEvent])
 
 
-def _structured(key: bytes | None, value: bytes, kind: bytes, timestamp: int) -> Incoming:
+def _cloud_events(value: bytes, kind: bytes) -> list[_CloudEvent]:
+    """The events of a record's value, as they are named there."""
     if len(value) > RECORD_BYTES_MAX:
         raise EventTooLarge(
             f"the record's value has {len(value):,} bytes; {RECORD_BYTES_MAX:,} are the most"
@@ -368,6 +369,11 @@ def _structured(key: bytes | None, value: bytes, kind: bytes, timestamp: int) ->
         raise InvalidInput(f"the value is no event in JSON: {error}") from error
     if not events:
         raise InvalidInput("the batch holds no event", hint="give it at least one")
+    return events
+
+
+def _structured(key: bytes | None, value: bytes, kind: bytes, timestamp: int) -> Incoming:
+    events = _cloud_events(value, kind)
     first = events[0]
     store, agent = _addressed(_bytes(first.subject), _bytes(first.store), key)
     for event in events[1:]:
@@ -376,7 +382,8 @@ def _structured(key: bytes | None, value: bytes, kind: bytes, timestamp: int) ->
                 f"the batch holds events of {first.subject} and of {event.subject}",
                 hint="one record holds events of one agent",
             )
-    _check_fits(store, agent, len(events), len(value))
+    if not buckets.fits(store, agent, len(events), 0):
+        raise _too_many(agent, len(events), len(value))
     writer = _text("writer", first.writer or first.source)
     append = Append(
         agent,
@@ -388,6 +395,8 @@ def _structured(key: bytes | None, value: bytes, kind: bytes, timestamp: int) ->
         else _number("expectedsequence", first.expectedsequence, 0),
         any(event.writersequence is None or event.dedupe == "id" for event in events),
     )
+    if len(events) > 1 and not buckets.fits_as_stored(store, append, len(value)):
+        raise _too_many(agent, len(events), len(value))
     for event in events:
         if event.control is not None or event.type == _FORK_TYPE:
             if len(events) > 1:

@@ -5,10 +5,13 @@ append lies wholly in one bucket: a bucket that is full is closed before the nex
 be larger than its bounds by that append's size.
 """
 
+import datetime as dt
 from typing import Final
 
 import msgspec
 
+from perdure.model.event import NUMBER_MAX, Event, NewEvent, encode
+from perdure.model.sequencing import Append
 from perdure.recorder.recordings import Stream
 
 BUCKET_EVENTS: Final = 4096
@@ -23,6 +26,9 @@ ID_BUCKETS: Final = 32
 MUTATION_BYTES_MAX: Final = 15_000_000
 """Bytes of one append's rows: below what Cassandra takes in one mutation, and in one request."""
 
+ANSWER_BYTES_MAX: Final = 8_300_000
+"""Bytes of the events that answer one record: one record of the journal holds them all."""
+
 ROWS_MAX: Final = 65_534
 """Rows that one request can hold beside the head."""
 
@@ -32,19 +38,75 @@ ROWS_EACH: Final = 3
 ROW_BYTES: Final = 100
 """Bytes of a row beside what is named here, at most: lengths, numbers, the statement's id."""
 
-INDEXED_BYTES: Final = 2304
-"""Bytes of an event's type and id, at most: the indexes hold them a second time."""
+INDEXED_BYTES: Final = 4352
+"""Bytes of an event's type, id and writer, at most."""
+
+GROWTH_MAX: Final = 5
+"""How many stored bytes a byte of JSON can become: `1e15` is stored as 1000000000000000.0."""
+
+NAMED_BYTES: Final = 512
+"""Bytes of a stored event beside its texts and its data, at most: names, numbers and a time."""
+
+_LONGEST_TIME: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
-def fits(store: str, agent: str, count: int, size: int) -> bool:
+def fits(store: str, agent: str, count: int, size: int, indexed: int | None = None) -> bool:
     """Whether an append of `count` events and `size` stored bytes can be recorded whole.
+
+    `indexed` are the bytes of the events' types, ids and writers, which indexes and head hold a
+    second time; without it, as many as there can be.
 
     >>> fits("default", "airline/mia", 1000, 1_000_000)
     True
     """
     rows = ROWS_EACH * count
-    names = rows * (len(store) + len(agent) + ROW_BYTES) + min(size, count * INDEXED_BYTES)
-    return rows <= ROWS_MAX and size + names <= MUTATION_BYTES_MAX
+    names = rows * (len(store) + len(agent) + ROW_BYTES)
+    names += min(size, count * INDEXED_BYTES) if indexed is None else indexed
+    return rows <= ROWS_MAX and size <= ANSWER_BYTES_MAX and size + names <= MUTATION_BYTES_MAX
+
+
+def fits_as_stored(store: str, append: Append, size: int) -> bool:
+    """Whether an append that came in `size` bytes can be recorded whole.
+
+    It may take many more where it is stored: numbers are written out, and every event names its
+    agent, its source and its writer. That is a matter of the append alone, whatever was recorded
+    before it: whoever asks, whenever, is told the same.
+
+    >>> draft = NewEvent(type="note", data=[1e15] * 50_000, id="e-1")
+    >>> batch = Append("airline/mia", (draft,) * 10, "w")
+    >>> fits("default", batch.agent, 10, 2_500_000), fits_as_stored("default", batch, 2_500_000)
+    (True, False)
+    """
+    count = len(append.events)
+    each = NAMED_BYTES + 2 * (len(append.agent) + len(append.writer.encode()))
+    if fits(store, append.agent, count, GROWTH_MAX * size + count * each):
+        return True  # by far: most are
+    longest = [_longest(append, event) for event in append.events]
+    stored = sum([len(encode(event)) for event in longest])
+    indexed = sum([len(f"{each.type}{each.id}{each.writer}".encode()) for each in longest])
+    return fits(store, append.agent, count, stored, indexed)
+
+
+def _longest(append: Append, event: NewEvent) -> Event:
+    """An event as it would be recorded with the longest numbers."""
+    return Event(
+        id=event.id or "",
+        type=event.type,
+        subject=append.agent,
+        source=event.source or f"/{append.agent}",
+        sequence=NUMBER_MAX,
+        time=_LONGEST_TIME,
+        writer=event.writer or append.writer,
+        writer_sequence=NUMBER_MAX,
+        epoch=append.epoch or 0,
+        version=event.version or NUMBER_MAX,
+        correlation_id=event.correlation_id,
+        causation_id=event.causation_id,
+        traceparent=event.traceparent,
+        expected_sequence=append.expected_sequence,
+        key_id=event.key_id,
+        data=event.data,  # type: ignore[arg-type]  # JSON, as `decode` and `prepared` give it
+    )
 
 
 def opened(stream: Stream) -> Stream:

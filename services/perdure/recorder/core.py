@@ -6,6 +6,8 @@ reads nor writes anything, so whoever decides, whenever, in however many steps, 
 Invariants:
 - A record at or before the stream's position was decided before: it is answered from what is
   stored, and never written again.
+- What comes of a record is bounded (`buckets.ANSWER_BYTES_MAX`); one whose answer is larger leaves
+  no trace but a dead letter.
 - A write holds whole appends of one bucket; the streams between writes are those that any other
   division into steps would have had.
 - Every record gets one entry, in the order of the records.
@@ -19,6 +21,7 @@ import msgspec
 
 from perdure.errors import (
     AgentExists,
+    EventTooLarge,
     InvalidData,
     PerdureError,
     Refused,
@@ -30,6 +33,7 @@ from perdure.kafka.wire import Fork, Incoming
 from perdure.model.event import Event, NewEvent, encode
 from perdure.model.sequencing import Append, Head, Recorded, Verdict, decide
 from perdure.model.timeline import Revert
+from perdure.recorder import buckets
 from perdure.recorder.buckets import BUCKET_BYTES, BUCKET_EVENTS, opened
 from perdure.recorder.recordings import Row, Stream, Written, forked
 
@@ -79,11 +83,22 @@ class Change(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What is to be written and told, each in order; and the stream after it."""
+    """What is to be written and told, each in order; and the stream after it.
+
+    `letters` are the offsets of records that become dead letters, and why.
+    """
 
     changes: list[Change]
     journal: list[JournalRecord]
     stream: Stream
+    letters: dict[int, PerdureError]
+
+
+class _Answer(NamedTuple):
+    """What answers an append: the stored bytes of its events, and those that are new."""
+
+    told: list[bytes]
+    new: Sequence[Recorded]
 
 
 def chunks(works: Sequence[Work]) -> Iterator[Sequence[Work]]:
@@ -187,6 +202,7 @@ class _Deciding:
         self._recent: list[Row] = []
         self._changes: list[Change] = []
         self._journal: list[JournalRecord] = []
+        self._letters: dict[int, PerdureError] = {}
 
     def _take(self, stream: Stream) -> None:
         """Go on from a stream."""
@@ -202,7 +218,7 @@ class _Deciding:
         """Everything that came of the records."""
         self._cut()
         self._tell()
-        return Decided(self._changes, self._journal, self._before)
+        return Decided(self._changes, self._journal, self._before, self._letters)
 
     def repeat(self, work: Work) -> None:
         """Answer a record that was decided before, from what is stored of it."""
@@ -224,13 +240,21 @@ class _Deciding:
 
     def _repeat_known(self, offset: int, append: Append, sequence: int) -> None:
         known = [self._known_at(append, event, sequence) for event in append.events]
-        if None not in known:
-            self._add(offset, "recorded", [encode(event) for event in known if event is not None])
+        events = [event for event in known if event is not None]
+        if len(events) == len(known):
+            [answer] = _answers([append], Verdict([events], [], self._head))
+            if isinstance(answer, _Answer):
+                self._add(offset, "recorded", answer.told)
+            else:
+                self._put_aside(offset, answer)
             return
-        # It was refused. With which words is decided again, as far as the head still tells.
-        [outcome] = self._verdict([append]).outcomes
-        refused = outcome if isinstance(outcome, Refused) else _refused_before(append, self._head)
-        self._refuse(offset, refused)
+        # Nothing came of it. With which words is decided again, as far as the head still tells.
+        [again] = _answers([append], self._verdict([append]))
+        if isinstance(again, EventTooLarge):
+            self._put_aside(offset, again)
+        else:
+            refused = again if isinstance(again, Refused) else _refused_before(append, self._head)
+            self._refuse(offset, refused)
 
     def _known_at(self, append: Append, event: NewEvent, sequence: int) -> Event | None:
         """What answers an event when the stream is at a sequence: nothing that came later."""
@@ -246,9 +270,19 @@ class _Deciding:
 
     def run(self, works: Sequence[Work]) -> None:
         """Decide appends that follow each other."""
-        if works:
-            self._begin_new()
-            self._place(works, self._verdict([work.incoming.append for work in works]))
+        if not works:
+            return
+        self._begin_new()
+        appends = [work.incoming.append for work in works]
+        verdict = self._verdict(appends)
+        answers = _answers(appends, verdict)
+        if EventTooLarge not in map(type, answers):
+            self._place(works, answers, verdict)
+        elif len(works) == 1:
+            self._put_aside(works[0].offset, _too_large(appends[0]))
+        else:  # The others are decided as if it weren't there.
+            for work in works:
+                self.run([work])
 
     def alone(self, work: Work) -> None:
         """Decide a record that changes more than what events do: a claim, a fork, or undo."""
@@ -263,7 +297,7 @@ class _Deciding:
         elif (error := _wrong_revert(incoming.append, self._head)) is not None:
             self._refuse(offset, error)
         else:
-            self._place([work], self._verdict([incoming.append]))
+            self.run([work])
 
     def _fork(self, work: Work, fork: Fork) -> None:
         before = self._stream
@@ -274,7 +308,7 @@ class _Deciding:
         verdict = self._verdict([work.incoming.append])
         if isinstance(verdict.outcomes[0], Refused):
             self._take(before)
-        self._place([work], verdict)
+        self._place([work], _answers([work.incoming.append], verdict), verdict)
 
     def _verdict(self, appends: list[Append]) -> Verdict:
         for row in self._recent:
@@ -292,27 +326,24 @@ class _Deciding:
             version_of=_first_version,
         )
 
-    def _place(self, works: Sequence[Work], verdict: Verdict) -> None:
+    def _place(
+        self,
+        works: Sequence[Work],
+        answers: Sequence[_Answer | Refused | EventTooLarge],
+        verdict: Verdict,
+    ) -> None:
         """Put what was decided into entries and, bucket by bucket, into rows."""
-        new, index = verdict.new, 0
         self._known = verdict.head.writers
-        for (offset, incoming), outcome in zip(works, verdict.outcomes, strict=True):
-            if isinstance(outcome, Refused):
-                self._refuse(offset, outcome)
+        for (offset, incoming), answer in zip(works, answers, strict=True):
+            if not isinstance(answer, _Answer):
+                self._refuse(offset, answer)
                 continue
-            first, told = index, []
-            for event in outcome:
-                if index < len(new) and new[index].event is event:
-                    told.append(new[index].data)
-                    index += 1
-                else:
-                    told.append(encode(event))
             if incoming.kind == "fork":
-                self._add(offset, "forked", told, epoch=1)
+                self._add(offset, "forked", answer.told, epoch=1)
             else:
-                self._add(offset, "recorded", told)
-            if index > first:
-                self._place_rows(offset, new[first:index])
+                self._add(offset, "recorded", answer.told)
+            if answer.new:
+                self._place_rows(offset, answer.new)
 
     def _place_rows(self, offset: int, new: Sequence[Recorded]) -> None:
         """Put the events of one append into the bucket where they belong."""
@@ -360,6 +391,10 @@ class _Deciding:
         self._changes.append(Change(self._before, after, self._rows))
         self._before = self._stream = after
         self._rows, self._size, self._moved = [], 0, False
+
+    def _put_aside(self, offset: int, error: PerdureError) -> None:
+        self._letters[offset] = error
+        self._add(offset, "dead-letter", error=error)
 
     def _refuse(self, offset: int, error: PerdureError) -> None:
         self._add(offset, "refused", error=error)
@@ -421,6 +456,42 @@ class _Deciding:
 
 _NEVER: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 """In place of the time of deciding: events have one already, which is the record's."""
+
+
+def _answers(
+    appends: Sequence[Append], verdict: Verdict
+) -> list[_Answer | Refused | EventTooLarge]:
+    """What answers each append; EventTooLarge where that is more than can be told."""
+    answers: list[_Answer | Refused | EventTooLarge] = []
+    new, index = verdict.new, 0
+    for append, outcome in zip(appends, verdict.outcomes, strict=True):
+        if isinstance(outcome, Refused):
+            answers.append(outcome)
+            continue
+        first, told, size = index, [], 0
+        for event in outcome:
+            if index < len(new) and new[index].event is event:
+                data = new[index].data
+                index += 1
+            elif size <= buckets.ANSWER_BYTES_MAX:
+                data = encode(event)
+            else:
+                continue
+            told.append(data)
+            size += len(data)
+        if size > buckets.ANSWER_BYTES_MAX:
+            answers.append(_too_large(append))
+        else:
+            answers.append(_Answer(told, new[first:index]))
+    return answers
+
+
+def _too_large(append: Append) -> EventTooLarge:
+    return EventTooLarge(
+        f"{len(append.events):,} events of {append.agent} are answered with more than "
+        f"{buckets.ANSWER_BYTES_MAX:,} bytes: with larger ones that were recorded before",
+        hint="divide them: events in several writes are recorded in the order of the writes",
+    )
 
 
 def _named_already() -> NoReturn:

@@ -12,7 +12,7 @@ Invariants:
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -38,6 +38,9 @@ from perdure.recorder.recordings import Recordings, Stream
 
 AGENTS_AT_ONCE: Final = 64
 """Agents of one partition that are written at the same time."""
+
+KEY_BYTES_MAX: Final = 1024
+"""Bytes of a key that the journal takes over from a record that is no event, at most."""
 
 T = TypeVar("T")
 
@@ -229,7 +232,8 @@ class PartitionRecorder:
             except InvalidInput as error:
                 entry = Entry(record.offset, "dead-letter", error=problem_of(error))
                 journal = JournalRecord("", "", self._partition, [entry])
-                told.append(_Told(record.key or b"", [journal], [DeadLetter(record, error)], 0))
+                named = (record.key or b"")[:KEY_BYTES_MAX]
+                told.append(_Told(named, [journal], [DeadLetter(record, error)], 0))
             else:
                 works[key].append(Work(record.offset, incoming))
         return works, told
@@ -277,12 +281,11 @@ class PartitionRecorder:
                 problem = problem_of(error)
                 entries = [Entry(work.offset, "dead-letter", error=problem) for work in chunk]
                 told.journal.append(JournalRecord("", "", self._partition, entries))
-                dead = {work.offset for work in chunk}
-                told.letters.extend(
-                    DeadLetter(each, error) for each in sources if each.offset in dead
-                )
+                dead = {work.offset: error for work in chunk}
+                told.letters.extend(_letters(dead, sources))
                 continue
             told.journal.extend(decision.journal)
+            told.letters.extend(_letters(decision.letters, sources))
             rows = sum(len(change.rows) for change in decision.changes)
             told = told._replace(events=told.events + rows)
         return told
@@ -359,6 +362,13 @@ def _divided(records: Sequence[Source]) -> list[Sequence[Source]]:
             first = index + 1
     parts.append(records[first:])
     return [part for part in parts if part]
+
+
+def _letters(dead: Mapping[int, PerdureError], sources: Sequence[Source]) -> list[DeadLetter]:
+    """The records at some offsets, each with what is wrong with it."""
+    if not dead:
+        return []
+    return [DeadLetter(each, dead[each.offset]) for each in sources if each.offset in dead]
 
 
 def _past(event: Event, stream: Stream) -> bool:
