@@ -44,7 +44,7 @@ NONSENSE: Final = (
     protocol.ProtocolException,
     protocol.RequestValidationException,
 )
-"""The request doesn't fit the tables or the server."""
+"""The request doesn't fit the tables or the server, all of them: no row of one agent does this."""
 
 
 def is_busy(error: BaseException) -> bool:
@@ -69,7 +69,8 @@ def translated(error: Exception, place: str, *, hint: str = "") -> Exception:
     if isinstance(error, NONSENSE):
         return Incompatible(
             f"Cassandra at {place} can't run a request: {error}",
-            hint="its tables are not those of schemas/cassandra.cql, or were dropped meanwhile",
+            hint="its tables are not those of schemas/cassandra.cql, were dropped meanwhile, or a "
+            "node lags behind with them (`nodetool describecluster` shows which)",
         )
     if isinstance(error, UNANSWERED):
         return Unreachable(

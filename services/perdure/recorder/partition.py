@@ -5,7 +5,8 @@ Invariants:
   durable does the step return, and its last offset may be committed.
 - Appends of an agent are written in their order; agents are independent of each other.
 - What is looked up may come from a recorder that is further on; it never decides anything here.
-- An agent whose records can't be recorded holds up no other: they become dead letters.
+- An agent whose records can't be recorded holds up no other: they become dead letters, before any
+  of them is written. What is wrong with the tables as a whole is waited for, as for an engine.
 - At a record that switches the generation of the tables, all before it is in the old one and all
   after it goes into the new one: nothing is between.
 """
@@ -17,7 +18,16 @@ from typing import Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from perdure.errors import InvalidData, InvalidInput, PerdureError, Unavailable
+from perdure.errors import (
+    Corrupt,
+    Incompatible,
+    InvalidData,
+    InvalidInput,
+    NotFound,
+    PerdureError,
+    Unavailable,
+    Unreachable,
+)
 from perdure.kafka.journal import Entry, JournalRecord, problem_of
 from perdure.kafka.switching import generation_of
 from perdure.kafka.wire import Headers, decode, key_of, partition_of
@@ -41,6 +51,9 @@ AGENTS_AT_ONCE: Final = 64
 
 KEY_BYTES_MAX: Final = 1024
 """Bytes of a key that the journal takes over from a record that is no event, at most."""
+
+OF_ONE_AGENT: Final = (Corrupt, InvalidInput, NotFound)
+"""What can be wrong with one agent, its parent or its records, and with no other."""
 
 T = TypeVar("T")
 
@@ -272,11 +285,8 @@ class PartitionRecorder:
         told = _Told(key_of(store, agent), [], [], 0)
         for chunk in chunks(works):
             try:
-                decision = await self._chunk(store, agent, chunk)
-            except Unavailable:
-                raise
-            except PerdureError as error:
-                # Its rows are damaged, say: noticed before it writes, no matter for other agents.
+                decision = await self._decided(store, agent, chunk)
+            except OF_ONE_AGENT as error:
                 self._heads.forget(self._partition, store, agent)
                 problem = problem_of(error)
                 entries = [Entry(work.offset, "dead-letter", error=problem) for work in chunk]
@@ -284,13 +294,17 @@ class PartitionRecorder:
                 dead = {work.offset: error for work in chunk}
                 told.letters.extend(_letters(dead, sources))
                 continue
+            # Whatever this raises, the step is given again, and repeats what is written the same.
+            for change in decision.changes:
+                await self._write(store, agent, change)
+            self._heads.put(self._partition, store, decision.stream)
             told.journal.extend(decision.journal)
             told.letters.extend(_letters(decision.letters, sources))
             rows = sum(len(change.rows) for change in decision.changes)
             told = told._replace(events=told.events + rows)
         return told
 
-    async def _chunk(self, store: str, agent: str, works: Sequence[Work]) -> Decided:
+    async def _decided(self, store: str, agent: str, works: Sequence[Work]) -> Decided:
         stream = self._heads.get(self._partition, store, agent)
         if stream is None:
             stream = await self._load(store, agent)
@@ -302,16 +316,11 @@ class PartitionRecorder:
             stored = await self._load(store, agent)
             if stored.position > stream.position:
                 self._heads.put(self._partition, store, stored)
-                return await self._chunk(store, agent, works)
+                return await self._decided(store, agent, works)
         else:
             lasts = {}
-        decision = decided(
-            self._partition, stream, works, await self._found(store, stream, works, ask, lasts)
-        )
-        for change in decision.changes:
-            await self._write(store, agent, change)
-        self._heads.put(self._partition, store, decision.stream)
-        return decision
+        found = await self._found(store, stream, works, ask, lasts)
+        return decided(self._partition, stream, works, found)
 
     async def _found(
         self, store: str, stream: Stream, works: Sequence[Work], ask: Asked, lasts: dict[str, int]
@@ -337,11 +346,23 @@ class PartitionRecorder:
         return await self._read(lambda: self._recordings.load(store, agent))
 
     async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await self._patiently("reading the tables", call)
+        return await self._of_tables("reading the tables", call)
+
+    async def _of_tables(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        """What the tables answer, as soon as they are there and are those of this code."""
+
+        async def served() -> T:
+            try:
+                return await call()
+            except Incompatible as error:
+                # No matter of an agent: a node lags behind in its schema, or a table was dropped.
+                raise Unreachable(error.message, hint=error.hint) from error
+
+        return await self._patiently(what, served)
 
     async def _write(self, store: str, agent: str, change: Change) -> None:
         started = time.perf_counter()
-        await self._patiently(
+        await self._of_tables(
             "writing the tables",
             lambda: self._recordings.write(store, agent, change.before, change.after, change.rows),
         )
