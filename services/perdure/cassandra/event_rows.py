@@ -12,6 +12,7 @@ from perdure.cassandra.session import Session, Statement
 from perdure.cassandra.tables import Bucket, Generations, Tables
 from perdure.errors import Corrupt, NotFound
 from perdure.model.event import Event, decode_all
+from perdure.recorder.buckets import is_full
 
 BATCH_BYTES: Final = 256 * 1024
 """Stored bytes of one page of events, about: what is decoded before others get their turn."""
@@ -103,12 +104,12 @@ class EventRows:
                 if found is None:
                     raise _no_bucket(agent, hint - 1)
         else:
-            hint = seen.number
-            found, later = await asyncio.gather(read(agent, hint), read(agent, hint + 1))
-            while later is not None:
-                found, later = later, await read(agent, later.number + 1)
+            found = later = await read(agent, seen.number)
             if found is None:
-                raise _no_bucket(agent, hint)
+                raise _no_bucket(agent, seen.number)
+            while later is not None and is_full(later.events, later.bytes):
+                later = await read(agent, later.number + 1)
+                found = later or found
         if found is not None:
             _remember(known, key, found._replace(writers=None), NEWEST_MAX)
         return found

@@ -156,7 +156,16 @@ class Map(Mapping[str, V]):
 
     def items(self) -> ItemsView[str, V]:
         """The pairs, in the order of their keys."""
-        return dict(sorted(self._items.items())).items()
+        return self.to_dict().items()
+
+    def to_dict(self) -> dict[str, V]:
+        """A dict of the items in the order of their keys, the caller's own.
+
+        >>> Map({"b": 2, "a": 1}).to_dict()
+        {'a': 1, 'b': 2}
+        """
+        items = self._items
+        return {key: items[key] for key in sorted(items)}
 
     def __getitem__(self, key: str) -> V:
         return self._items[key]

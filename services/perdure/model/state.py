@@ -301,7 +301,7 @@ def builtins(value: object) -> object:
     if isinstance(value, Series):
         return value.to_list()
     if isinstance(value, Map):
-        return dict(value.items())
+        return value.to_dict()
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 

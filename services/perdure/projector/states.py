@@ -151,7 +151,11 @@ class States:
         """As `latest`; but the data of a state of more than `bytes_max` bytes is left out."""
         known = self._projections.get(projection)
         key = (source.store, agent, projection)
-        head = await source.events.head(agent)  # First: names that nobody has aren't kept.
+        # First: names that nobody has aren't kept.
+        if bytes_max is None:
+            head, _ = await asyncio.gather(source.events.head(agent), self._encode(key, known))
+        else:
+            head = await source.events.head(agent)
         hot = self._kept(key)
         if hot.data is None or not _same(hot.head, head):
             async with hot.lock:
@@ -216,6 +220,19 @@ class States:
             else:
                 hot.head, hot.data = head, None
                 hot.tail += sum(len(bytes(data)) for data in stored)
+            self._weigh(key, hot)
+
+    async def _encode(self, key: tuple[str, str, str], projection: Projection[Any]) -> None:
+        """Make the JSON of a kept state, while the tables are asked whether it is the newest.
+
+        It is, as a rule, where somebody tells what is recorded (`follow`).
+        """
+        hot = self._hot.get(key)
+        if hot is None or hot.head is None or hot.data is not None or hot.lock.locked():
+            return
+        with contextlib.suppress(PerdureError):  # told where the state turns out to be the answer
+            hot.data = projection.encode(hot.state)
+            hot.encoded = len(hot.data)
             self._weigh(key, hot)
 
     async def _bring(

@@ -109,13 +109,25 @@ def _longest(append: Append, event: NewEvent) -> Event:
     )
 
 
+def is_full(events: int, size: int) -> bool:
+    """Whether the next append goes to another bucket than one of so many events and bytes.
+
+    Readers look for another one only then. So the two bounds may be lowered, but never raised:
+    buckets that are there already would hide those after them.
+
+    >>> is_full(BUCKET_EVENTS - 1, BUCKET_BYTES - 1), is_full(1, BUCKET_BYTES)
+    (False, True)
+    """
+    return events >= BUCKET_EVENTS or size >= BUCKET_BYTES
+
+
 def opened(stream: Stream) -> Stream:
     """The stream with the bucket into which its next events go: the same one, or a new one.
 
     Ask before deciding the append: in a new bucket `head.writers` is empty. Who was in it counts
     as known already; only `Recordings.write` brings them where `Recordings.last_of` looks.
     """
-    if stream.events < BUCKET_EVENTS and stream.bytes < BUCKET_BYTES:
+    if not is_full(stream.events, stream.bytes):
         return stream
     return msgspec.structs.replace(
         stream,
