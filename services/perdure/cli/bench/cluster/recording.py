@@ -10,7 +10,7 @@ from typing import Final, NoReturn
 from perdure.cassandra.event_table import CassandraEventTable
 from perdure.cassandra.session import Session
 from perdure.cassandra.tables import OneGeneration, Tables
-from perdure.cli.bench.cluster.progress import Progress
+from perdure.cli.bench.cluster.journal import Told
 from perdure.cli.bench.cluster.raw_cassandra import ROWS_A_BATCH, RawCassandra, connected
 from perdure.cli.bench.cluster.raw_kafka import RawKafka
 from perdure.cli.bench.cluster.services import Services
@@ -41,8 +41,8 @@ async def recorder(bench: ClusterBench) -> Measurement:
         try:
             tables = await Tables.prepare(session, cluster.keyspace(GENERATION))
             table = CassandraEventTable(session, STORE, OneGeneration(tables))
-            async with RawKafka(cluster, topic="events") as kafka, Progress(cluster) as progress:
-                backlog = _Backlog(services, kafka, progress, table)
+            async with RawKafka(cluster, topic="events") as kafka, Told(cluster) as told:
+                backlog = _Backlog(services, kafka, told, table)
                 backlog.prepare(agents, events)
                 with connected(cluster) as drivers:
                     contenders = _contenders(bench, backlog, drivers, agents, events)
@@ -73,9 +73,10 @@ async def recorder(bench: ClusterBench) -> Measurement:
     notes = [
         (
             f"a backlog of {scale.backlog:,} events of {scale.agents} agents, a record each;"
-            " timed from when the recorder, a process of its own, goes on, to its last commit"
+            " timed from when the recorder, a process of its own, goes on, until its journal tells"
+            " of the last"
         ),
-        "that is after the row can be read; each agent's head is looked at then, untimed",
+        "that it does when the row can be read; each agent's head is looked at then, untimed",
         (
             "a row is the event, its places by type and time and by id, and a part of the head: the"
             " same tables and columns for all"
@@ -98,12 +99,12 @@ class _Backlog:
         self,
         services: Services,
         kafka: RawKafka,
-        progress: Progress,
+        told: Told,
         table: CassandraEventTable,
     ) -> None:
         self._services = services
         self._kafka = kafka
-        self._progress = progress
+        self._told = told
         self._table = table
         self._events: Sequence[tuple[str, dict[str, JSON]]] = ()
         self._writer = Writer(())
@@ -122,8 +123,9 @@ class _Backlog:
             self._wanted[agent] += 1
         with self._services.suspended("recorder"):
             await self._kafka.send(records)
+            ends = await self._told.ends()
         started = time.perf_counter()
-        await self._progress.caught_up("recorder", "events")
+        await self._told.caught_up(ends)
         seconds = time.perf_counter() - started
         for agent, wanted in self._wanted.items():
             found = (await self._table.head(agent)).sequence
