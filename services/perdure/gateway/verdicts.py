@@ -75,11 +75,15 @@ class Listener:
 class _Wait:
     """One who waits for any of several records."""
 
-    __slots__ = ("event", "found")
+    __slots__ = ("found", "woken")
 
     def __init__(self) -> None:
         self.found: list[Verdict] = []
-        self.event = asyncio.Event()
+        self.woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(self) -> None:
+        if not self.woken.done():
+            self.woken.set_result(None)
 
 
 class Verdicts:
@@ -106,7 +110,7 @@ class Verdicts:
         self.ended = True
         for waits in self._waits.values():
             for wait in waits:
-                wait.event.set()
+                wait.wake()
         for levels in self._levels.values():
             for events in levels.values():
                 for event in events:
@@ -130,7 +134,7 @@ class Verdicts:
             verdict = self._kept.setdefault(key, verdict)
             for wait in self._waits.pop(key, ()):
                 wait.found.append(verdict)
-                wait.event.set()
+                wait.wake()
         self._order.append((size, keys))
         self._kept_bytes += size
         while self._kept_bytes > self._kept_bytes_max and len(self._order) > 1:
@@ -198,7 +202,8 @@ class Verdicts:
             self._waits.setdefault(key, set()).add(wait)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wait.event.wait(), wait_seconds)
+                async with asyncio.timeout(wait_seconds):
+                    await wait.woken
             return wait.found
         finally:
             for key in records:
