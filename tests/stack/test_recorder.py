@@ -2,12 +2,18 @@
 
 import asyncio
 import contextlib
+import os
+import sys
 
+import msgspec
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from tenacity import AsyncRetrying, retry_if_result, stop_after_delay, wait_fixed
 from tests.stack.producing import producing
 from tests.stack.services import Service
 
+from perdure.cassandra import schema
 from perdure.cassandra.catalog import Catalog
 from perdure.cassandra.event_table import CassandraEventTable
 from perdure.cassandra.placement import LiveGenerations
@@ -28,6 +34,20 @@ from perdure.model.timeline import Span
 
 LONG = 60.0
 AGENTS = [f"airline/a{number}" for number in range(12)]
+
+
+async def until(look, holds):
+    """Look again until what is seen holds."""
+
+    async def looked():
+        return await look()
+
+    looking = AsyncRetrying(
+        retry=retry_if_result(lambda seen: not holds(seen)),
+        wait=wait_fixed(0.05),
+        stop=stop_after_delay(LONG),
+    )
+    await looking(looked)
 
 
 class Journal:
@@ -64,13 +84,20 @@ class Place:
         self.cluster, self.folder, self.log, self.told = cluster, folder, log, told
         self.recorders = []
 
-    async def recorder(self):
-        """One more recorder, which is ready."""
+    async def recorder(self, *, said=None):
+        """One more recorder, which is ready, or says that something else is so."""
         number = len(self.recorders) + 1
         service = Service("recorder", self.cluster, self.folder, number=number).start()
         self.recorders.append(service)
-        await asyncio.to_thread(service.wait_ready)
+        if said is None:
+            await asyncio.to_thread(service.wait_ready)
+        else:
+            await self.saying(service, said)
         return service
+
+    async def saying(self, service, said):
+        """Wait until a service says why it is not ready."""
+        await until(lambda: asyncio.to_thread(service.not_ready), lambda told: said in told)
 
     @contextlib.asynccontextmanager
     async def table(self, store="default"):
@@ -268,6 +295,104 @@ async def _letters(cluster, count):
             ]
     finally:
         await consumer.stop()
+
+
+async def test_records_that_kafka_dropped_stop_their_partition(place):
+    """What retention took before it was recorded is named; others go on, and it does when told."""
+    cluster, mia = place.cluster, "airline/mia"
+    home = wire.partition_of(b"airline/mia", cluster.partitions)
+    other = next(a for a in AGENTS if wire.partition_of(a.encode(), cluster.partitions) != home)
+    first = await place.recorder()
+    await place.log.append(append(mia, 1), "recorded")
+    assert await asyncio.to_thread(first.stop) == 0
+    lost = [(await place.log.append(append(mia, n), "durable"))[0] for n in (2, 3)]
+    where = TopicPartition(cluster.topic("events"), home)
+    last = int(lost[-1].log_position.split(":")[1])
+    assert await _perdure(cluster, "archive") == 0
+    await _dropped(cluster, where, last + 1)
+    second = await place.recorder(said=f"offsets {last - 1} to {last} of {where.topic}")
+    [seen] = await place.log.append(append(other, 1), "recorded")
+    [waiting] = await place.log.append(append(mia, 4), "durable")
+    assert (seen.sequence, waiting.sequence) == (1, 0)
+    await place.saying(second, f"set the offset of group {cluster.group('recorder')} to {last + 1}")
+    assert await asyncio.to_thread(second.stop) == 0
+    assert [event.data for event in await place.rows(mia)] == [1]
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=cluster.kafka,
+        group_id=cluster.group("recorder"),
+        enable_auto_commit=False,
+    )
+    await consumer.start()
+    consumer.assign([where])
+    await consumer.commit({where: last + 1})
+    await consumer.stop()
+    await place.recorder()
+    await place.log.append(append(mia, 5), "recorded")
+    assert [event.data for event in await place.rows(mia)] == [1, 4, 5]
+    assert await _perdure(cluster, "replay", "--force") == 1  # what was live is not the same
+    assert [event.data for event in await place.rows(mia)] == [1, 2, 3, 4, 5]
+
+
+async def _perdure(cluster, *arguments):
+    """The exit status of a command."""
+    values = msgspec.to_builtins(cluster)
+    environment = {f"PERDURE_{name.upper()}": str(value) for name, value in values.items()}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "perdure", *arguments), env=os.environ | environment
+    )
+    return await asyncio.wait_for(process.wait(), LONG)
+
+
+async def _dropped(cluster, where, offset):
+    """Have Kafka drop the head of a partition, as retention would."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka)
+    await admin.start()
+    try:
+        await admin.delete_records({where: RecordsToDelete(offset)})
+    finally:
+        await admin.close()
+
+
+async def test_a_topic_that_was_made_anew_is_refused(place):
+    """Records of another topic are not taken for repeats of those that were recorded."""
+    cluster, mia = place.cluster, "airline/mia"
+    first = await place.recorder()
+    for number in range(5):
+        await place.log.append(append(mia, number), "recorded")
+    assert await asyncio.to_thread(first.stop) == 0
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka)
+    await admin.start()
+    try:
+        await admin.delete_topics([cluster.topic("events")])
+        await until(admin.list_topics, lambda there: cluster.topic("events") not in there)
+    finally:
+        await admin.close()
+    await topics.ensure(cluster)
+    async with producing(cluster) as producer:
+        await producer.event(mia, "note", "new")
+    await place.recorder(said="it is another topic than the one that was recorded")
+    assert [event.data for event in await place.rows(mia)] == [0, 1, 2, 3, 4]
+
+
+async def test_tables_that_are_gone_are_waited_for(place):
+    """While a table is missing nothing becomes a dead letter; then everything is recorded."""
+    cluster, mia = place.cluster, "airline/mia"
+    recorder = await place.recorder()
+    await place.log.append(append(mia, 1), "recorded")
+    keyspace = cluster.keyspace(1)
+    session = await Session.connect(cluster)
+    try:
+        await session.run_schema([f"DROP KEYSPACE {keyspace}"])
+        [sent] = await place.log.append(append("airline/ann", 2), "durable")
+        await place.saying(recorder, "Cassandra at")
+        await schema.create_generation(session, cluster, 1)
+    finally:
+        await session.close()
+    partition, offset = map(int, sent.log_position.split(":"))
+    entry = await place.told.wait("default", partition, offset, 0)
+    assert [event.data for event in entry.answers()] == [2]
+    metrics = await asyncio.to_thread(recorder.metrics)
+    assert metrics["perdure_recorder_dead_letters_total"] == 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 The tables are those of the simulation, with failures where they are wanted.
 """
 
+import asyncio
 import datetime as dt
 
 import pytest
@@ -13,6 +14,7 @@ from perdure.kafka import wire
 from perdure.model.event import NewEvent, decode
 from perdure.model.sequencing import Append
 from perdure.recorder import core
+from perdure.recorder.extent import Extent, check_extent, check_same
 from perdure.recorder.heads import Heads
 from perdure.recorder.partition import PartitionRecorder
 
@@ -45,11 +47,30 @@ class World:
     def __init__(self):
         self.tables, self.journal, self.letters = Tables(), [], []
         self.errors, self.waited = {}, []
-        gates = Failing(self)
+        self.extent = Extent(None, 0, 3)
         self.heads = Heads()
-        self.recorder = PartitionRecorder(
-            0, 1, recordings=gates, journal=gates, heads=self.heads, patiently=self.patiently
+        self.recorder = self.begun()
+
+    def begun(self):
+        """A recorder that knows nothing yet."""
+        gates = Failing(self)
+        return PartitionRecorder(
+            0,
+            1,
+            recordings=gates,
+            journal=gates,
+            heads=self.heads,
+            patiently=self.patiently,
+            extents=self,
         )
+
+    async def check(self, partition):
+        """The log, as it is said to be."""
+        check_extent("events", partition, "recorder", self.extent)
+
+    async def check_position(self, partition, position):
+        """The same."""
+        check_same("events", partition, position + 1, self.extent.end)
 
     async def patiently(self, what, call):
         """Call again as long as it is unavailable, and note why."""
@@ -58,6 +79,7 @@ class World:
                 return await call()
             except Unavailable as error:
                 self.waited.append(f"{what}: {error}")
+                await asyncio.sleep(0)
 
     def outcomes(self):
         """What was told of each record."""
@@ -118,3 +140,50 @@ async def test_a_failure_between_two_writes_makes_no_dead_letter(world, monkeypa
     assert world.data("a/one") == [0, 1, 2]
     assert world.outcomes() == dict.fromkeys(range(3), "recorded")
     assert world.letters == []
+
+
+@pytest.mark.parametrize(
+    ("extent", "said"),
+    [
+        (Extent(5, 7, 9), "offsets 5 to 6 of events, partition 0, are gone"),
+        (Extent(None, 2, 9), "offsets 0 to 1 of events, partition 0, are gone"),
+        (Extent(9, 9, 9), None),
+        (Extent(5, 5, 9), None),
+        (Extent(7, 5, 9), None),
+        (Extent(None, 0, 0), None),
+        (Extent(5, 0, 4), "events ends at 0:4, and everything before 0:5 is recorded"),
+    ],
+)
+async def test_a_log_goes_on_where_it_was_recorded_last(world, extent, said):
+    """Offsets that went before they were recorded stop a partition, and so does another log."""
+    world.extent = extent
+    if said is None:
+        await world.recorder.begin()
+        assert world.waited == []
+        return
+    with pytest.raises(Incompatible, match=said) as caught:
+        await world.check(0)
+    assert caught.value.hint
+    beginning = asyncio.create_task(world.recorder.step([record(8, "a/one", 8)]))
+    await asyncio.sleep(0.01)
+    assert not beginning.done()
+    assert world.journal == []
+    assert said in world.waited[-1]
+    world.extent = Extent(8, 8, 9)
+    await beginning
+    assert world.outcomes() == {8: "recorded"}
+
+
+async def test_records_of_another_log_are_not_taken_for_repeats(world):
+    """Where an agent was recorded further on than the log goes, its records are not answered."""
+    await world.recorder.step([record(0, "a/one", 0), record(4, "a/one", 4)])
+    world.heads.drop(0)
+    world.extent, told = Extent(None, 0, 2), len(world.journal)
+    stepping = asyncio.create_task(world.begun().step([record(0, "a/one", "new")]))
+    await asyncio.sleep(0.01)
+    assert not stepping.done()
+    assert "events ends at 0:2, and everything before 0:5 is recorded" in world.waited[-1]
+    assert len(world.journal) == told
+    world.extent = Extent(None, 0, 5)  # another recorder was ahead: it is the same log
+    await stepping
+    assert world.data("a/one") == [0, 4]

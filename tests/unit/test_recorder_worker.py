@@ -41,9 +41,15 @@ class Steps:
     """A recorder whose steps end when they are let."""
 
     def __init__(self):
-        self.taken, self.open = [], asyncio.Event()
+        self.taken, self.open, self.begun = [], asyncio.Event(), 0
         self.open.set()
-        self.errors = []
+        self.errors, self.refusals = [], []
+
+    async def begin(self):
+        """Look whether there can be steps; raises what it was told to."""
+        self.begun += 1
+        if self.refusals:
+            raise self.refusals.pop(0)
 
     async def step(self, records):
         """One step; raises what it was told to."""
@@ -173,4 +179,28 @@ async def test_a_step_that_does_not_end_holds_up_no_rebalance(place):
     assert place.reading.commits == []
     place.workers.put(0, records(0, 5))
     await place.settled()
+    assert place.workers.positions() == {}
+
+
+async def test_a_partition_is_looked_at_when_it_is_assigned(place):
+    """Before any record comes, and again until it can go on; nothing is recorded before that."""
+    place.steps.refusals = [Unreachable("offsets are missing"), ValueError("nobody thought of it")]
+    place.workers.assigned({3})
+    place.workers.put(3, records(7, 9))
+    await place.settled()
+    assert place.steps.begun == 3
+    assert place.steps.taken == [[7, 8, 9]]
+    place.workers.put(3, records(10, 10))
+    await place.settled()
+    assert place.steps.begun == 3
+    assert place.steps.taken[1:] == [[10]]
+
+
+async def test_a_partition_that_stands_still_is_left_at_once(place):
+    """What has not begun has nothing to finish: it holds up no rebalance."""
+    place.steps.refusals = [Unreachable("offsets are missing")] * 1_000_000
+    place.workers.assigned({3})
+    await place.settled()
+    async with asyncio.timeout(5):
+        await place.workers.revoked({3}, 60)
     assert place.workers.positions() == {}

@@ -25,7 +25,8 @@ int64 = struct.Struct(">q").pack
 def stamp(generation: int, position: int) -> int:
     """The time that a write carries: from the place of its append in the log, never from a clock.
 
-    `generation` is the topic's: in a topic that is made anew offsets start again, later than all.
+    `generation` is the topic's, 1 in every cluster: it is there so that the offsets of another
+    topic, which start again, could come after all of this one.
 
     >>> stamp(1, 0) < stamp(1, 1) < stamp(2, 0)
     True

@@ -25,7 +25,8 @@ async def ensure(cluster: Cluster) -> None:
     """Make the cluster's topics where they are missing, and check those that are there.
 
     Several processes may do so at once. Retention is the brokers' default, but `state` is
-    compacted: it keeps the newest of each agent.
+    compacted: it keeps the newest of each agent. `events` must not lose what is neither recorded
+    nor archived: `recorder.extent` notices when it did.
 
     Raises:
         Incompatible: a topic has another number of partitions than the cluster's settings say.

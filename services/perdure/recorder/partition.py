@@ -117,6 +117,23 @@ class Placement(Protocol):
         ...
 
 
+class Extents(Protocol):
+    """What there is of a partition's log."""
+
+    async def check(self, partition: int) -> None:
+        """Check that it goes on where it was recorded last.
+
+        Raises:
+            Incompatible: records are missing in between, or it is another log.
+            Unavailable: that can't be told now.
+        """
+        ...
+
+    async def check_position(self, partition: int, position: int) -> None:
+        """Check that it comes as far as a position that is stored. Raises as `check` does."""
+        ...
+
+
 class Done(NamedTuple):
     """What a step did."""
 
@@ -141,7 +158,8 @@ class _Told(NamedTuple):
 class PartitionRecorder:
     """Records the records of one partition, in their order.
 
-    Without a `placement` records that switch the generation of the tables are passed over.
+    Without a `placement` records that switch the generation of the tables are passed over; without
+    `extents` the records are taken for all there are.
     """
 
     def __init__(
@@ -154,6 +172,7 @@ class PartitionRecorder:
         heads: Heads,
         patiently: Patience,
         placement: Placement | None = None,
+        extents: Extents | None = None,
     ) -> None:
         self._partition = partition
         self._partitions = partitions
@@ -162,16 +181,28 @@ class PartitionRecorder:
         self._heads = heads
         self._patiently = patiently
         self._placement = placement
-        self._placed = placement is None
+        self._extents = extents
+        self._begun = False
+        self._seen = -1  # up to here, at least, the log is known to go
+        self._log = f"partition {partition} of the log"
         self._writes = 0
         self._write_seconds = 0.0
 
-    async def step(self, records: Sequence[Source]) -> Done:
-        """Record consecutive records. When it raises, all of them have to be given again."""
-        if self._placement is not None and not self._placed:
+    async def begin(self) -> None:
+        """Wait until the partition can go on where it was recorded last. Again it does nothing."""
+        if self._begun:
+            return
+        if (extents := self._extents) is not None:
+            await self._served(self._log, lambda: extents.check(self._partition))
+        if self._placement is not None:
             # Others may have had the partition since it was last looked.
             await self._read(self._placement.refresh)
-            self._placed = True
+        self._begun = True
+
+    async def step(self, records: Sequence[Source]) -> Done:
+        """Record consecutive records. When it raises, all of them have to be given again."""
+        await self.begin()
+        self._seen = max(self._seen, records[-1].offset)
         done = _NOTHING
         for part in _divided(records):
             generation = generation_of(part[0])
@@ -343,13 +374,19 @@ class PartitionRecorder:
         return found
 
     async def _load(self, store: str, agent: str) -> Stream:
-        return await self._read(lambda: self._recordings.load(store, agent))
+        stream = await self._read(lambda: self._recordings.load(store, agent))
+        position, extents = stream.position, self._extents
+        if extents is not None and position > self._seen:
+            # Another recorder is further on; or this is not the log from which that was recorded.
+            await self._served(self._log, lambda: extents.check_position(self._partition, position))
+            self._seen = max(self._seen, position)
+        return stream
 
     async def _read(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await self._of_tables("reading the tables", call)
+        return await self._served("reading the tables", call)
 
-    async def _of_tables(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        """What the tables answer, as soon as they are there and are those of this code."""
+    async def _served(self, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        """What an engine answers, as soon as it is there and what it has is what it should be."""
 
         async def served() -> T:
             try:
@@ -362,7 +399,7 @@ class PartitionRecorder:
 
     async def _write(self, store: str, agent: str, change: Change) -> None:
         started = time.perf_counter()
-        await self._of_tables(
+        await self._served(
             "writing the tables",
             lambda: self._recordings.write(store, agent, change.before, change.after, change.rows),
         )

@@ -63,7 +63,8 @@ class Recordings(Protocol):
     async def load(self, store: str, agent: str) -> Stream:
         """The agent as it is stored, `fresh` where there is none.
 
-        Its `position` is -1 where what is stored came from an older topic than today's.
+        Its `position` is -1 where what is stored carries another generation of the topic than
+        today's. That is 1 in every cluster: a topic that was made anew is refused, not counted on.
         """
         ...
 

@@ -6,6 +6,8 @@ Invariants:
 - While Cassandra or Kafka is away nothing is skipped: it waits, keeps its partitions, and
   `/readyz` says for what.
 - A record that can't be recorded becomes a dead letter with the reason, and holds up no other.
+- A partition whose log does not go on where it was recorded last stands still, and `/readyz` says
+  which offsets are missing: see `recorder.extent`.
 """
 
 import contextlib
@@ -30,6 +32,7 @@ from perdure.errors import Unavailable
 from perdure.kafka import batches, lenient, topics, wire
 from perdure.kafka.batches import Record
 from perdure.kafka.telling import KafkaJournal
+from perdure.recorder.extent import KafkaExtent
 from perdure.recorder.heads import Heads
 from perdure.recorder.partition import Done, PartitionRecorder
 from perdure.recorder.recordings import Recordings
@@ -160,6 +163,10 @@ class Recorder:
             if not await batches.is_stale(consumer, own):
                 self._workers.put(partition.partition, own)
 
+    def assigned(self, partitions: set[TopicPartition]) -> None:
+        """These partitions are recorded here from now on."""
+        self._workers.assigned({each.partition for each in partitions})
+
     async def revoked(self, partitions: set[TopicPartition]) -> None:
         """Others record these partitions from now on."""
         await self._workers.revoked({each.partition for each in partitions}, FINISH_SECONDS)
@@ -198,6 +205,7 @@ class Recorder:
             heads=self.heads,
             patiently=self.patiently,
             placement=self._placement,
+            extents=KafkaExtent(self._topic, self.cluster.group("recorder"), self.consumer),
         )
         return Worker(
             partition,
@@ -245,7 +253,8 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # it has no ty
         await self._recorder.revoked(revoked)
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        """Each begins where it was committed, with nothing known of it."""
+        # Each begins where it was committed, with nothing known of it.
+        self._recorder.assigned(assigned)
 
 
 def application(cluster: Cluster) -> AsgiFastStream:

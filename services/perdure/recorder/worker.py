@@ -11,8 +11,8 @@ Invariants:
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol, TypeVar
 
 from perdure.errors import Unavailable, Unreachable
 from perdure.recorder.partition import Done, PartitionRecorder, Patience, Source
@@ -35,6 +35,9 @@ recorded since the last one is only read again."""
 
 _RECORD_BYTES: Final = 700
 """What a record takes beside its value, about."""
+
+
+T = TypeVar("T")
 
 
 class Reading(Protocol):
@@ -78,6 +81,7 @@ class Worker:
         """What waits, each with its size."""
         self._bytes = 0
         self._paused = False
+        self._begun = False
         self._ending = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._committing: asyncio.Task[None] | None = None
@@ -93,7 +97,11 @@ class Worker:
         if not self._paused and self._is_over(1.0):
             self._paused = True
             self._reading.pause(self._partition)
-        if self._running is None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Go on, or look whether it can be gone on once there is something to record."""
+        if self._running is None and not self._ending.is_set():
             self._running = asyncio.create_task(self._run())
 
     async def end(self, seconds: float) -> None:
@@ -102,7 +110,9 @@ class Worker:
         self._backlog.clear()
         self._bytes = 0
         if self._running is not None:
-            _, late = await asyncio.wait([self._running], timeout=seconds)
+            # Before it has begun nothing is under way.
+            patience = seconds if self._begun else 0
+            _, late = await asyncio.wait([self._running], timeout=patience)
             if late:
                 self._running.cancel()
                 await asyncio.wait([self._running])
@@ -113,15 +123,25 @@ class Worker:
 
     async def _run(self) -> None:
         try:
+            if not self._begun:
+                await self._surely(self._recorder.begin)
+                self._begun = True
             while self._backlog:
                 await self._step(self._taken())
         finally:
             self._running = None
 
     async def _step(self, records: Sequence[Source]) -> None:
-        async def step() -> Done:
+        done = await self._surely(lambda: self._recorder.step(records))
+        self.position = records[-1].offset + 1
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit())
+        self._done(self._partition, done)
+
+    async def _surely(self, call: Callable[[], Awaitable[T]]) -> T:
+        async def called() -> T:
             try:
-                return await self._recorder.step(records)
+                return await call()
             except Unavailable:
                 raise
             except Exception as error:
@@ -129,11 +149,7 @@ class Worker:
                 self._failed(self._partition, error)
                 raise Unreachable(f"a step failed: {error!r}", hint="the log says where") from error
 
-        done = await self._patiently(f"partition {self._partition}", step)
-        self.position = records[-1].offset + 1
-        if self._committing is None:
-            self._committing = asyncio.create_task(self._commit())
-        self._done(self._partition, done)
+        return await self._patiently(f"partition {self._partition}", called)
 
     async def _commit(self) -> None:
         try:
@@ -178,12 +194,19 @@ class Workers:
 
     def put(self, partition: int, records: Sequence[Source]) -> None:
         """Have records of a partition recorded."""
-        if self._stopped:
-            return
+        if not self._stopped:
+            self._of(partition).put(records)
+
+    def assigned(self, partitions: set[int]) -> None:
+        """They are recorded here from now on: look at once whether they can be."""
+        for partition in () if self._stopped else partitions:
+            self._of(partition).begin()
+
+    def _of(self, partition: int) -> Worker:
         worker = self._workers.get(partition)
         if worker is None:
             worker = self._workers[partition] = self._new(partition)
-        worker.put(records)
+        return worker
 
     async def revoked(self, partitions: set[int], seconds: float) -> None:
         """Others record these from now on: finish what is under way, and forget them."""
