@@ -86,7 +86,7 @@ async def open_cluster(url: str, *, version_of: Callable[[str], int]) -> Backend
         cluster = await connection.ask("/v1/cluster", ClusterBody)
         verdicts = HttpVerdicts(connection)
         stack.push_async_callback(verdicts.close)
-        events = HttpEventTable(connection, place.store, verdicts)
+        events = HttpEventTable(connection, place.store, verdicts, cluster.partitions)
         log = KafkaLog(
             bootstrap=cluster.kafka,
             topic=cluster.topics["events"],

@@ -9,7 +9,7 @@ Invariants:
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -45,7 +45,7 @@ from perdure.gateway.messages import (
 )
 from perdure.kafka.journal import Entry
 from perdure.memorizer.memory import Embedded, Filter, Hit, Memory
-from perdure.model.event import Event
+from perdure.model.event import NUMBER_MAX, Event
 from perdure.model.sequencing import Head
 from perdure.model.timeline import Span, Stream
 from perdure.ports import AgentSummary, Batch, Finding, SavedState
@@ -108,7 +108,8 @@ class HttpVerdicts:
         for poll in self._polls:
             poll.cancel()
         await asyncio.gather(*self._polls, return_exceptions=True)
-        self._fail(Unreachable("the store was closed before the write was confirmed"))
+        closed = Unreachable("the store was closed before the write was confirmed")
+        self._fail(list(self._waiting), closed)
 
     def _poll(self) -> None:
         """Ask for what nobody asks for yet, if not too many requests are under way."""
@@ -119,14 +120,11 @@ class HttpVerdicts:
 
     def _asked_once(self, poll: asyncio.Task[None]) -> None:
         self._polls.discard(poll)
-        if not poll.cancelled() and (error := poll.exception()) is not None:
-            self._fail(error)
         self._poll()
 
-    def _fail(self, error: BaseException) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for futures in waiting.values():
-            for future in futures:
+    def _fail(self, keys: Iterable[tuple[int, int]], error: Exception) -> None:
+        for key in keys:
+            for future in self._waiting.pop(key, ()):
                 if not future.done():
                     future.set_exception(error)
 
@@ -144,6 +142,9 @@ class HttpVerdicts:
         try:
             question = VerdictsQuestion([Waited(*key) for key in keys], POLL_SECONDS)
             found = await self._connection.post("/v1/verdicts", question, list[VerdictBody])
+        except Exception as error:  # noqa: BLE001 - whatever it is, who asked is told
+            self._fail(keys, error)
+            return
         finally:
             self._asked.difference_update(keys)
         for body in found:
@@ -153,11 +154,14 @@ class HttpVerdicts:
 
 
 class HttpEventTable:
-    """`ports.EventTable` of one store."""
+    """`ports.EventTable` of one store, in a log of so many partitions."""
 
-    def __init__(self, connection: Connection, store: str, verdicts: HttpVerdicts) -> None:
+    def __init__(
+        self, connection: Connection, store: str, verdicts: HttpVerdicts, partitions: int
+    ) -> None:
         self._connection = connection
         self._store = store
+        self._partitions = partitions
         self._verdicts = verdicts
         self._version = 0
 
@@ -173,6 +177,13 @@ class HttpEventTable:
         try:
             async with asyncio.timeout(CAUGHT_UP_SECONDS):
                 if separator and partition.isdecimal() and offset.isdecimal():
+                    # Checked here: the gateway refuses a question for what others wait for, too.
+                    if int(partition) >= self._partitions or int(offset) > NUMBER_MAX:
+                        raise InvalidData(
+                            f"position {position!r} is none of the log, which has"
+                            f" {self._partitions} partitions",
+                            hint="give the position of an event of this agent",
+                        )
                     entry = await self._verdicts.wait(self._store, int(partition), int(offset), 0)
                     entry.answers()
                 elif position is None:
