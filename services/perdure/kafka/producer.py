@@ -98,6 +98,9 @@ class BatchProducer:
                 hint="read what is recorded before you write it again",
             ) from error
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            if producer is not None:
+                # It has counted the batch, and what it numbers next would be out of order.
+                self._replace(producer)
             raise EventTooLarge(
                 f"the topic {self._topic} doesn't take a record of {builder.size():,} bytes",
                 hint="make the topics with `perdure serve`, which lets them take 8 MiB",
