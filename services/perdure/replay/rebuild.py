@@ -29,8 +29,16 @@ from perdure.replay.log import Log
 NOTE_SECONDS: Final = 1.0
 """How often a position is noted: what a kill has done again."""
 
-STUCK_SECONDS: Final = 10.0
-"""After so long without any progress anywhere, a fork's parent is not going to come."""
+
+class _Wait(NamedTuple):
+    """A partition at a fork whose parent isn't as far.
+
+    `time`: when the fork was written, in milliseconds since 1970; `change`: the number of the last
+    change after which its parent was looked for in vain.
+    """
+
+    time: int
+    change: int
 
 
 class Counts(NamedTuple):
@@ -92,6 +100,9 @@ class Rebuild:
         self._ends = ends or {}
         self._heads = Heads()
         self._change = asyncio.Condition()
+        self._changes = 0
+        """How often a partition moved or ended, or came to a fork that waits."""
+        self._waits: dict[int, _Wait] = {}
         self.ended: set[int] = set()
         """Partitions that go on elsewhere, or that are complete."""
         self._partitions = len(positions)
@@ -152,23 +163,26 @@ class Rebuild:
                         return
 
         await self._patiently(f"partition {partition} of the log", follow)
-        async with self._change:
-            self.ended.add(partition)
-            self._change.notify_all()
+        self.ended.add(partition)
+        await self._changed()
 
     async def _move(self, partition: int, position: int) -> None:
         if position != self.positions[partition]:
-            async with self._change:
-                self.positions[partition] = position
-                self._change.notify_all()
+            self.positions[partition] = position
+            await self._changed()
             self.moved()
+
+    async def _changed(self) -> None:
+        async with self._change:
+            self._changes += 1
+            self._change.notify_all()
 
     async def _record(
         self, recorder: PartitionRecorder, partition: int, records: Sequence[Source]
     ) -> None:
         for part, fork in divided(records):
             if fork is not None:
-                await self._parent_there(partition, *fork)
+                await self._parent_there(partition, *fork, part[0].timestamp)
             done = await recorder.step(part)
             self.counts = Counts(
                 self.counts.records + done.records,
@@ -176,7 +190,9 @@ class Rebuild:
                 self.counts.dead + done.dead,
             )
 
-    async def _parent_there(self, partition: int, store: str, fork: wire.Fork) -> None:
+    async def _parent_there(
+        self, partition: int, store: str, fork: wire.Fork, written: int
+    ) -> None:
         """Wait until a fork's parent is as far as the fork point, if it ever gets there."""
         other = wire.partition_of(wire.key_of(store, fork.parent), self._partitions)
         if other == partition or other not in self.positions:
@@ -184,17 +200,43 @@ class Rebuild:
         # What the parent had when it was forked was in the log before the fork was; and where its
         # partition goes on elsewhere, it is in the tables already.
         end = (await self._log.bounds([other]))[other].end
-        while self.positions[other] < end and other not in self.ended:
-            stream = await self._patiently(
-                "reading the tables", lambda: self._recordings.load(store, fork.parent)
-            )
-            if stream.head.sequence >= fork.at:
-                return
-            try:
-                async with asyncio.timeout(STUCK_SECONDS), self._change:
-                    await self._change.wait()
-            except TimeoutError:
-                return  # Its parent waits for something, too, or is none: it was recorded so.
+        await self._changed()  # What is before the fork is in the tables: others may wait for it.
+        try:
+            while self.positions[other] < end and other not in self.ended:
+                change = self._changes
+                stream = await self._patiently(
+                    "reading the tables", lambda: self._recordings.load(store, fork.parent)
+                )
+                if stream.head.sequence >= fork.at:
+                    return
+                if not await self._changed_since(partition, _Wait(written, change)):
+                    return  # Its parent is none: it was recorded so.
+        finally:
+            self._waits.pop(partition, None)
+
+    async def _changed_since(self, partition: int, wait: _Wait) -> bool:
+        """Wait for a change after which a fork's parent may be there; False if there is none."""
+
+        def is_over() -> bool:
+            return self._changes != wait.change or self._is_stuck(partition)
+
+        async with self._change:
+            self._waits[partition] = wait
+            self._change.notify_all()  # It may be the last one that others wait for.
+            await self._change.wait_for(is_over)
+            return self._changes != wait.change
+
+    def _is_stuck(self, partition: int) -> bool:
+        """Whether all wait for a parent, this partition at the fork that was written first.
+
+        Whatever a parent had when it was forked was written before the fork, and so before all
+        forks at which the others stand: it would be in the tables.
+        """
+        going = self.positions.keys() - self.ended
+        waits = [self._waits.get(each) for each in going]
+        if any(wait is None or wait.change != self._changes for wait in waits):
+            return False
+        return min(going, key=lambda each: (self._waits[each].time, each)) == partition
 
 
 def before(records: Sequence[Source], until: int | None) -> tuple[Sequence[Source], bool]:

@@ -128,11 +128,11 @@ async def _outcome(cluster: Cluster, verdicts: Verdicts, sent: Mapping[int, int]
     while waiting:
         for where, entry in (await decided(verdicts, waiting, LOOK_SECONDS)).items():
             waiting.discard(where)
-            idle = 0
             if entry.error is not None:
                 problem = entry.error.message
         now = await committed(cluster)
-        idle = 0 if now != before else idle + 1
+        # Of those that are waited for: others move as long as anybody writes.
+        idle = 0 if any(now[part] != before[part] for part, _ in waiting) else idle + 1
         if waiting and idle >= IDLE_LOOKS:
             raise Unreachable(
                 f"the recorder does not come to partitions"
