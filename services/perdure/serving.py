@@ -51,6 +51,9 @@ KEEP_ALIVE_SECONDS: Final = 75
 PATIENCE_SECONDS_MAX: Final = 5
 """The longest pause before an engine is tried again."""
 
+PAUSE_SECONDS_MIN: Final = 0.5
+"""The shortest pause after a failure that nobody thought of."""
+
 REPEATED_SECONDS: Final = 10.0
 """How often a library may write the same line."""
 
@@ -117,6 +120,31 @@ class Health:
         finally:
             self._waiting.pop(what, None)
         raise Unavailable(f"{what} was given up", hint="start the service again")
+
+    async def persistently(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Work until it is done: begun again after whatever nobody thought of, which is logged.
+
+        Between its end and its next beginning `/readyz` says what it failed with.
+        """
+
+        def told(state: RetryCallState) -> None:
+            error = None if state.outcome is None else state.outcome.exception()
+            logger("perdure.serving").error("begun again", what=what, exc_info=error)
+            self._waiting[what] = f"it failed, and is begun again: {error!r}"
+
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(Exception),
+                wait=wait_random_exponential(
+                    multiplier=PAUSE_SECONDS_MIN, min=PAUSE_SECONDS_MIN, max=PATIENCE_SECONDS_MAX
+                ),
+                before_sleep=told,
+            ):
+                with attempt:
+                    self._waiting.pop(what, None)
+                    await work()
+        finally:
+            self._waiting.pop(what, None)
 
     def _told(self, what: str, state: RetryCallState) -> None:
         reason = str(state.outcome.exception()) if state.outcome is not None else ""

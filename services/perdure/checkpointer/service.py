@@ -253,8 +253,16 @@ class Objects:
         try:
             await self._take(partition, records)
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be left out
+            # What is under way is let go of, so that its chunks have to come again, too.
+            first = self._first(partition, records)
             await self.revoked({partition})
-            await batches.read_again(self.consumer(), partition, error)
+            await batches.read_again(self.consumer(), {partition: first}, error)
+
+    def _first(self, partition: TopicPartition, records: Sequence[Record]) -> int:
+        state = self._partitions.get(partition)
+        begun = None if state is None else state.uploads.position
+        first: int = records[0].offset
+        return first if begun is None else min(begun, first)
 
     async def _take(self, partition: TopicPartition, records: Sequence[Record]) -> None:
         if await batches.is_stale(self.consumer(), records):
@@ -328,7 +336,8 @@ class States:
             try:
                 await self._count(partition, own)
             except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be left out
-                await batches.read_again(self.consumer(), partition, error)
+                first = {partition: own[0].offset}
+                await batches.read_again(self.consumer(), first, error)
 
     async def revoked(self, partitions: set[TopicPartition]) -> None:
         """Others count the agents of these partitions now."""
@@ -411,11 +420,7 @@ def application(cluster: Cluster) -> AsgiFastStream:
     running: list[asyncio.Task[None]] = []
     started = asyncio.Event()
 
-    def not_ready() -> list[str]:
-        ended = [f"{task.get_name()} ended; the log says why" for task in running if task.done()]
-        return ended or ([] if started.is_set() else ["not started"])
-
-    health = Health("checkpointer", ready=not_ready)
+    health = Health("checkpointer", ready=lambda: [] if started.is_set() else ["not started"])
     engine = Engine(cluster, health, Metrics(health.registry))
     objects, states = Objects(engine), States(engine, default_upcasters)
     broker = KafkaBroker(
@@ -471,12 +476,12 @@ def application(cluster: Cluster) -> AsgiFastStream:
     async def start() -> None:
         await engine.open()
         for name, work in (
-            ("sweeping", _every(_sweep_seconds(cluster), objects.sweep)),
-            ("cleaning", _every(CLEAN_SECONDS, objects.clean)),
-            ("saving", states.checkpoints.work()),
-            ("looking", _every(1.0, lambda: _quiet(states, cluster))),
+            ("sweeping", lambda: _every(_sweep_seconds(cluster), objects.sweep)),
+            ("cleaning", lambda: _every(CLEAN_SECONDS, objects.clean)),
+            ("saving", states.checkpoints.work),
+            ("looking", lambda: _every(1.0, lambda: _quiet(states, cluster))),
         ):
-            running.append(asyncio.create_task(work, name=name))
+            running.append(asyncio.create_task(health.persistently(name, work), name=name))
 
     async def stop() -> None:
         await states.finish()

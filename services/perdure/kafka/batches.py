@@ -8,12 +8,12 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalStateError, KafkaError
 from faststream.kafka import KafkaBroker, KafkaMessage
 from prometheus_client import Gauge
 
@@ -47,6 +47,11 @@ def by_partition(records: Sequence[Record]) -> dict[TopicPartition, list[Record]
     return dict(found)
 
 
+def firsts(parts: Mapping[TopicPartition, Sequence[Record]]) -> dict[TopicPartition, int]:
+    """The offset at which each partition's records begin."""
+    return {partition: records[0].offset for partition, records in parts.items()}
+
+
 def consumer_of(broker: KafkaBroker, topic: str) -> AIOKafkaConsumer | None:
     """The consumer that reads a topic; None before it is started."""
     for subscriber in broker.subscribers:
@@ -70,18 +75,21 @@ async def is_stale(consumer: AIOKafkaConsumer | None, records: Sequence[Record])
 
 
 async def read_again(
-    consumer: AIOKafkaConsumer | None, partition: TopicPartition, error: Exception
+    consumer: AIOKafkaConsumer | None, firsts: Mapping[TopicPartition, int], error: Exception
 ) -> None:
-    """After a failure that nobody thought of: begin again where it was committed, after a while.
+    """After a failure that nobody thought of: read these partitions from there on, after a while.
 
-    A handler that raises would have FastStream go on with what comes next.
+    A handler that raises would have FastStream go on with what comes next. `firsts` are offsets
+    that whoever failed knows; what is committed may be nothing yet.
     """
-    where = {"topic": partition.topic, "partition": partition.partition}
-    _log.error("partition is read again", exc_info=error, extra=where)
+    for partition, first in firsts.items():
+        where = {"topic": partition.topic, "partition": partition.partition, "offset": first}
+        _log.error("partition is read again", exc_info=error, extra=where)
     await asyncio.sleep(AGAIN_SECONDS)
     if consumer is not None:
-        with contextlib.suppress(KafkaError):  # not ours any more: others read it
-            await consumer.seek_to_committed(partition)
+        for partition, first in firsts.items():
+            with contextlib.suppress(IllegalStateError):  # not ours any more: others read it
+                consumer.seek(partition, first)
 
 
 async def commit(

@@ -115,8 +115,7 @@ class Projector:
         try:
             await self._take([record for own in parts.values() for record in own])
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may be left out
-            for partition in parts:
-                await batches.read_again(consumer, partition, error)
+            await batches.read_again(consumer, batches.firsts(parts), error)
             return
         for partition, own in parts.items():
             position = own[-1].offset + 1
