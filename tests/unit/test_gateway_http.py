@@ -12,7 +12,16 @@ import pytest
 from tests.conformance.places import WordsEmbedder
 
 import perdure
-from perdure.errors import Corrupt, InvalidInput, InvalidName, NotFound, StoreClosed, Unreachable
+from perdure import serving
+from perdure.errors import (
+    Corrupt,
+    InvalidData,
+    InvalidInput,
+    InvalidName,
+    NotFound,
+    StoreClosed,
+    Unreachable,
+)
 from perdure.gateway import client, patience
 from perdure.gateway.app import build, gateway_routes
 from perdure.gateway.connection import Connection
@@ -92,7 +101,9 @@ class Place:
         self.url = f"http://127.0.0.1:{port}"
         self.connection = Connection(self.url)
         self.verdicts = client.HttpVerdicts(self.connection)
-        self.events = client.HttpEventTable(self.connection, "lab", self.verdicts)
+        self.events = client.HttpEventTable(
+            self.connection, "lab", self.verdicts, gateway.cluster.partitions
+        )
         self.states = client.HttpStateTable(self.connection, "lab")
         self.memories = client.HttpMemoryIndex(self.connection, "lab")
 
@@ -345,6 +356,56 @@ async def test_a_verdict_wakes_its_writer_while_others_still_wait(place):
     await place.verdicts.close()
     with pytest.raises(Unreachable, match="closed before"):
         await never
+
+
+async def test_a_question_that_fails_is_told_to_who_asked_it(place):
+    """Whoever waits for another record goes on waiting, and learns what became of it."""
+    waiting = asyncio.create_task(place.verdicts.wait("lab", 0, 1, 0))
+    await asyncio.sleep(0.1)
+    with pytest.raises(InvalidInput, match="no partition 99"):
+        await place.verdicts.wait("lab", 99, 5, 0)
+    place.tell(Entry(1, "recorded"))
+    async with asyncio.timeout(5):
+        assert (await waiting).offset == 1
+
+
+@pytest.mark.parametrize("place_of_log", ["99:5", f"0:{2**64}"])
+async def test_a_position_that_cant_be_is_no_question_beside_those_of_others(place, place_of_log):
+    """It is wrong by itself: writes that begin to wait at the same time are answered."""
+    waiting = asyncio.create_task(place.verdicts.wait("lab", 0, 1, 0))
+    with pytest.raises(InvalidData, match="is none of the log"):
+        await place.events.caught_up("airline/mia", f"airline/mia@{place_of_log}")
+    place.tell(Entry(1, "recorded"))
+    async with asyncio.timeout(5):
+        assert (await waiting).offset == 1
+
+
+async def test_a_gateway_that_fails_in_an_unknown_way_begins_again(place, monkeypatch):
+    """What it opens is opened again, and it says meanwhile that it isn't ready."""
+    monkeypatch.setattr(serving, "PAUSE_SECONDS_MIN", 0.05)
+    found, failed = place.gateway._sources, asyncio.Event()
+
+    async def refresh():
+        if not failed.is_set():
+            failed.set()
+            raise ValueError("unheard of")
+
+    @contextlib.asynccontextmanager
+    async def connect(_):
+        yield Sources(found.of, found.objects, found.manifest, refresh)
+
+    # Kafka is away, which is told in another place.
+    cluster = Cluster(kafka=f"127.0.0.1:{free_port()}")
+    gateway = Gateway(cluster, connect, Projections(), Upcasters())
+    async with gateway.running(), asyncio.timeout(20):
+        await failed.wait()
+        with pytest.raises(Unreachable, match="is starting"):
+            gateway.of("lab")
+        while True:
+            with contextlib.suppress(Unreachable):
+                assert gateway.of("lab") is found.of("lab")
+                break
+            await asyncio.sleep(0.01)
 
 
 async def test_changes_of_the_store_are_waited_for(place):

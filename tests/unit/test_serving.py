@@ -1,5 +1,6 @@
 """How services run and stop, as processes: health from the start, and a clean end."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -10,6 +11,9 @@ import time
 
 import httpx
 import pytest
+
+from perdure import serving
+from perdure.serving import Health
 
 SECONDS_MAX = 30
 
@@ -168,3 +172,57 @@ def test_an_address_that_is_taken_is_said_and_ends_it():
         _, log = process.popen.communicate(timeout=SECONDS_MAX)
     assert process.popen.returncode != 0
     assert "can't be served" in log
+
+
+async def answer(health, path="/readyz"):
+    """Status and body of a path of a service's health."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await dict(health.routes())[path]({"method": "GET"}, None, send)
+    return sent[0]["status"], sent[1]["body"]
+
+
+async def test_work_that_fails_is_begun_again_and_told_meanwhile(monkeypatch):
+    """Whatever it fails with; a service that can't do its work doesn't say that it is ready."""
+    monkeypatch.setattr(serving, "PAUSE_SECONDS_MIN", 0.05)
+    health, begun, works = Health("recorder"), 0, asyncio.Event()
+
+    async def work():
+        nonlocal begun
+        begun += 1
+        if begun < 3:
+            raise ValueError("nobody thought of it")
+        works.set()
+        await asyncio.Event().wait()
+
+    working = asyncio.create_task(health.persistently("saving", work))
+    async with asyncio.timeout(SECONDS_MAX):
+        while True:
+            told = await answer(health)
+            if told[0] != httpx.codes.OK:
+                break
+            await asyncio.sleep(0)
+        assert told[0] == httpx.codes.SERVICE_UNAVAILABLE
+        assert b"saving" in told[1]
+        assert b"nobody thought of it" in told[1]
+        await works.wait()
+    assert begun == 3
+    assert (await answer(health))[0] == httpx.codes.OK
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+
+
+async def test_work_that_is_done_is_not_begun_again():
+    """It ends as the work does."""
+    health, begun = Health("recorder"), 0
+
+    async def work():
+        nonlocal begun
+        begun += 1
+
+    await health.persistently("opening", work)
+    assert begun == 1

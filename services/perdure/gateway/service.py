@@ -115,8 +115,8 @@ class Gateway:
     async def running(self) -> AsyncIterator[None]:
         """Reads the journal and connects, in the background, while the context lasts."""
         tasks = [
-            asyncio.create_task(self.journal.run()),
-            asyncio.create_task(self._open()),
+            asyncio.create_task(self.health.persistently("the journal's reader", self.journal.run)),
+            asyncio.create_task(self.health.persistently("the tables' reader", self._open)),
             asyncio.create_task(self._end_waits(stopping())),
         ]
         try:
