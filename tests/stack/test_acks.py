@@ -1,8 +1,10 @@
 """What a write waits for on a cluster, and what its writer and readers see meanwhile."""
 
+import asyncio
 import uuid
 
 import pytest
+from tests.stack.load import until
 
 import perdure
 
@@ -81,6 +83,23 @@ async def test_a_fenced_writer_is_told_with_its_next_call(url):
         assert [event.data async for event in new.events()] == ["mine"]
 
 
+async def test_each_write_that_is_refused_by_itself_is_told(url):
+    """Those that name their own writer, even where good ones follow; the writer goes on then."""
+    async with perdure.connect(url) as store:
+        agent = await store.agent("airline/mia")
+        for number in (1, 5, 3, 6):  # The third one is none that was lost: it has been passed.
+            await agent.emit("note", number, writer="crm", writer_sequence=number)
+        await agent.emit("note", "good")
+        assert (await agent.refresh()).sequence == await agent.sequence()
+        recorded = [event.data async for event in agent.events()]
+        assert recorded == [1, 5, 6, "good"]
+        with pytest.raises(perdure.SequenceConflict, match="writer crm gave"):
+            await agent.emit("note", "not written")
+        await agent.emit("note", "written")
+        assert [event.data async for event in agent.events()] == [*recorded, "written"]
+        assert agent.state.sequence == len(recorded) + 1
+
+
 async def test_closing_tells_who_was_not_told(url):
     """A writer whose last acknowledged write was refused learns it at the latest when it closes."""
     async with perdure.connect(url) as store:
@@ -119,3 +138,38 @@ async def test_an_unknown_ack_is_refused(url):
     async with perdure.connect(url) as store:
         with pytest.raises(perdure.InvalidData, match="sent, durable, recorded"):
             await store.emit("airline/mia", "note", 1, ack="maybe")
+
+
+async def test_what_was_answered_stays_in_the_state_while_it_is_read_again(url, monkeypatch):
+    """A state that was read before a write was recorded does not replace one that has it."""
+    async with perdure.connect(url) as store:
+        agent = await store.agent("airline/mia")
+        await agent.emit("decision.made", 1)
+        await agent.refresh()
+        reading, recorded = asyncio.Event(), asyncio.Event()
+        restored = agent._restored
+
+        async def slowly(*arguments):
+            found = await restored(*arguments)
+            reading.set()
+            await recorded.wait()
+            return found
+
+        monkeypatch.setattr(agent, "_restored", slowly)
+        # Of an id that somebody gave nobody knows before it is recorded whether it is new.
+        await agent.emit("decision.made", 2, id="given")
+        async with asyncio.timeout(60):
+            await reading.wait()
+            writing = asyncio.create_task(agent.emit("decision.made", 3, ack="recorded"))
+            view = store.view("airline/mia")
+
+            async def all_recorded():
+                return await view.sequence() == 3
+
+            await until(all_recorded)
+            # It is answered as soon as it is recorded, whoever reads.
+            await asyncio.wait([writing], timeout=0.5)
+            recorded.set()
+            await writing
+            assert list(agent.state.decisions) == [1, 2, 3]
+            assert agent.state.sequence == 3

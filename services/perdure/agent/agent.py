@@ -16,6 +16,7 @@ Invariants:
 import asyncio
 import contextlib
 import datetime as dt
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Literal, Self, TypedDict, Unpack
@@ -27,7 +28,7 @@ from perdure.agent.records import Records
 from perdure.agent.session import Session
 from perdure.agent.view import AgentView
 from perdure.checkpointer import objects, policy
-from perdure.errors import InvalidData, NotFound, PerdureError, Refused, Unavailable
+from perdure.errors import InvalidData, NotFound, PerdureError, Unavailable, WriterFenced
 from perdure.memorizer.memory import Memory
 from perdure.memorizer.recall import checked_text
 from perdure.model import names, vocabulary
@@ -93,10 +94,9 @@ class Agent(AgentView):
         self._doubtful = False
         """Whether one of them may not be recorded as was assumed: its id or writer was given, so it
         may have been recorded before, or it was only sent."""
-        self._refusal: Refused | None = None
-        """Why events that were acknowledged are not recorded."""
-        self._is_told = True
-        """Whether who writes has been told of the refusal."""
+        self._refusals: deque[PerdureError] = deque()
+        """Why events that were acknowledged are not recorded, as far as nobody was told."""
+        self._fenced: WriterFenced | None = None
         self._confirmation = Confirmation(
             self._backend.events, name, recorded=self._reconcile, refused=self._take_refusal
         )
@@ -112,7 +112,8 @@ class Agent(AgentView):
     async def start(cls, session: Session, name: str, head: Head) -> Self:
         """An agent that was just claimed, with its state restored."""
         agent = cls(session, name, head)
-        await agent._reload()
+        async with agent._catching_up:
+            await agent._reload()
         session.opened.add(agent)
         return agent
 
@@ -149,8 +150,9 @@ class Agent(AgentView):
 
         On a cluster `ack` says what it waits for: "sent" (nothing), "durable" (the default: the log
         has it, on all its replicas) or "recorded" (it has its sequence and can be read). Before it
-        is recorded its `sequence` is 0; should it be refused, the next call says so. A write with
-        an `expected_sequence` always waits. One folder records at once, whatever `ack` is.
+        is recorded its `sequence` is 0; should it be refused, a later call says so instead of
+        writing, or `close` does. A write with an `expected_sequence` always waits. One folder
+        records at once, whatever `ack` is.
 
         Given an `id` (or `writer` and `writer_sequence`) that is recorded already, nothing is
         written and the recorded event is the answer.
@@ -159,6 +161,7 @@ class Agent(AgentView):
             WriterFenced: the agent was opened by another process since.
             SequenceConflict: the stream's last sequence is not `expected_sequence`.
             InvalidInput: the type, data or an attribute is not allowed; nothing was written.
+            PerdureError: what an earlier write was refused with; nothing was written.
         """
         new = checked(NewEvent(type=type, data=data, **attributes))
         answers = await self._append((new,), expected_sequence, ack)
@@ -283,6 +286,7 @@ class Agent(AgentView):
         Raises:
             WriterFenced: another process has opened the agent, and what this one wrote last was
                 acknowledged by the log and then refused.
+            PerdureError: what another write was refused with, if no call after it has said so.
         """
         self._session.opened.discard(self)
         with contextlib.suppress(Unavailable):
@@ -295,9 +299,8 @@ class Agent(AgentView):
         await self._saved_all()
         with contextlib.suppress(PerdureError):
             await self._backend.log.settle(self.name)
-        if self._refusal is not None and not self._is_told:
-            self._is_told = True
-            raise self._refusal
+        if self._refusals:
+            raise self._refusals.popleft()
 
     async def __aenter__(self) -> Self:
         return self
@@ -316,9 +319,11 @@ class Agent(AgentView):
         expected_sequence: int | None,
         ack: Ack | None = None,
     ) -> list[Event]:
-        if self._refusal is not None:
-            self._is_told = True
-            raise self._refusal.with_traceback(None)
+        if self._refusals:
+            raise self._refusals.popleft()
+        if self._fenced is not None:
+            raise self._fenced.with_traceback(None)
+        await self._confirmation.room()
         answers = await self._session.append(
             self.name, events, epoch=self.epoch, expected_sequence=expected_sequence, ack=ack
         )
@@ -336,8 +341,10 @@ class Agent(AgentView):
     async def _follow(self, events: Sequence[Prepared], answers: list[Event]) -> None:
         """Have the state follow what was just recorded."""
         known, last = self._sequence, max([answer.sequence for answer in answers])
+        catching_up = self._catching_up.locked()  # What it read may lack this.
         if (
-            last == known + len(answers)
+            not catching_up
+            and last == known + len(answers)
             and answers[0].sequence == known + 1
             and self._failure is None
             and not any(event.type == "agent.reverted" for event in answers)
@@ -348,20 +355,20 @@ class Agent(AgentView):
             if len(self._pending) >= PENDING_MAX:
                 self._fold_pending()
                 self._save_when_due()
-        elif last > known or self._failure is not None:  # Others have written in between.
+        elif last > known or self._failure is not None or catching_up:
+            # Others have written in between.
             await self._confirmation.wait()
             await self._catch_up(last)
 
     def _assume(self, events: Sequence[Prepared], answers: list[Event], newest: Sent) -> None:
         """Have the state follow what was acknowledged, as if nobody else wrote."""
         self._assumptions += 1
+        named = any([event.id is not None or event.writer is not None for event in events])  # noqa: C419
         if newest.log_position:
-            self._confirmation.sent(newest.position)
-        else:
+            self._confirmation.sent(newest.position, apart=named)
+        if named or not newest.log_position:
             self._doubtful = True
-        for event, answer in zip(events, answers, strict=True):
-            if event.id is not None or event.writer is not None:
-                self._doubtful = True
+        for answer in answers:
             self._sequence += 1
             self._pending.append(msgspec.structs.replace(answer, sequence=self._sequence))
         self._tail_bytes += _size(events)
@@ -373,13 +380,16 @@ class Agent(AgentView):
         before = self._assumptions
         sequence = (await self._stored_lineage())[0].sequence
         if before == self._assumptions and (sequence != self._sequence or self._doubtful):
-            self._doubtful = False
-            await self._reload()
+            async with self._catching_up:
+                self._doubtful = not await self._reload()
 
-    def _take_refusal(self, error: Refused) -> None:
-        self._refusal = self._failure = error
-        self._is_told = False
-        self._pending = []
+    def _take_refusal(self, error: PerdureError) -> None:
+        self._refusals.append(error)
+        if isinstance(error, WriterFenced):
+            self._fenced = self._failure = error
+            self._pending = []
+        else:
+            self._doubtful = True  # The state has it.
 
     def _fold_pending(self) -> None:
         if self._pending:
@@ -421,16 +431,21 @@ class Agent(AgentView):
         self._state, self._sequence, self._pending = state, state.sequence, []
         self._failure = None
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> bool:
+        """Restore the state, with `_catching_up` held: who is answered meanwhile waits for that.
+
+        False where it is left as it is: what was sent meanwhile is reconciled when it is recorded.
+        """
         before = self._assumptions
         lineage = await self._stored_lineage()
         restored = await self._restored(DEFAULT, lineage, lineage[0].sequence)
         if before != self._assumptions:
-            return  # What was sent meanwhile is reconciled when it is recorded.
+            return False
         self._take_over(restored.state)
         self._sequence = restored.sequence
         self._saved_bytes, self._tail_bytes = restored.saved, restored.folded
         self._save_when_due(at_rest=True)
+        return True
 
     def _save_when_due(self, *, at_rest: bool = False) -> None:
         if self._backend.keeps_states:

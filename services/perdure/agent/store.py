@@ -52,7 +52,10 @@ class Store:
         ack: Ack | None = None,
         **attributes: Unpack[Attributes],
     ) -> Event:
-        """Contribute an event to an agent without opening it; see `Agent.emit`."""
+        """Contribute an event to an agent without opening it; see `Agent.emit`.
+
+        No later call tells what became of it: on a cluster only `ack="recorded"` waits for that.
+        """
         new = NewEvent(type=type, data=data, **attributes)
         [event] = await self.emit_many(agent, [new], expected_sequence=expected_sequence, ack=ack)
         return event
@@ -65,7 +68,7 @@ class Store:
         expected_sequence: int | None = None,
         ack: Ack | None = None,
     ) -> list[Event]:
-        """Contribute several events to an agent, all or none; see `Agent.emit_many`."""
+        """Contribute several events to an agent, all or none; see `Agent.emit_many` and `emit`."""
         names.agent_name(agent)
         new = tuple(checked(as_new_event(event)) for event in events)
         if not new:
