@@ -507,7 +507,7 @@ async def test_an_engine_that_stays_away_is_told_as_unavailable(place, monkeypat
         session.get(f"{place.url}{AGENT}/events") as answer,
     ):
         assert answer.status == 503
-    with pytest.raises(Unreachable, match=r"Cassandra at .* asked again for [12] s"):
+    with pytest.raises(Unreachable, match=r"Cassandra at .* asked again for [0-9]+ s"):
         await anext(place.events.read(Span("airline/mia", 1, 3)))
     assert [record.message.partition(",")[0] for record in caplog.records] == [
         f"waiting for {place.url}"

@@ -148,6 +148,11 @@ def folder_of(url: str | os.PathLike[str] | None) -> Path:
     if not given or "\0" in given:
         raise InvalidInput(f"store URL {given!r} names no folder", hint="for example ./.perdure")
     scheme, separator, _ = given.partition("://")
+    if given.startswith(("perdure:", "file:")) and not separator:
+        raise InvalidInput(
+            f"store URL {given!r} lacks a slash or two",
+            hint="give file:///path, or perdure://host:port; a folder of that name is ./" + given,
+        )
     if not separator:
         return Path(given).expanduser()
     if scheme == "perdure":

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from perdure.errors import StoreClosed, Unreachable
+from perdure.errors import InvalidInput, StoreClosed, Unreachable
 from perdure.gateway.messages import ErrorBody, Lines, as_error
 from perdure.gateway.patience import Patience, Silent
 
@@ -170,6 +170,11 @@ class Connection:
             told = None
         if told is None and method == "HEAD" and response.status == 404:
             told = ErrorBody("NotFound", f"there is nothing at {path}")
+        if told is None and 400 <= response.status < 500:
+            raise InvalidInput(
+                f"{self.url} is no perdure gateway: it answered {response.status} to {path}",
+                hint="the URL's port is that of `perdure serve gateway`, 8787 by default",
+            )
         if told is None:
             raise Unreachable(
                 f"{self.url}{path} answered {response.status} without saying why",

@@ -27,7 +27,7 @@ class Memories:
     @contextlib.asynccontextmanager
     async def connecting(self) -> AsyncIterator[None]:
         """Connects in the background, while the context lasts."""
-        connecting = asyncio.create_task(self._connect())
+        connecting = asyncio.create_task(self._health.persistently("memory", self._connect))
         try:
             yield
         finally:

@@ -50,10 +50,16 @@ REASON_CHARS: Final = 70
 dead_letters = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
-    no_args_is_help=True,
     context_settings={"max_content_width": 100},
-    help="Records that could not be recorded, with the reason: list, show, send again.",
 )
+
+
+@dead_letters.callback(invoke_without_command=True)
+def overview(context: typer.Context) -> None:
+    """Records that could not be recorded, with the reason: list, show, send again."""
+    if context.invoked_subcommand is None:
+        output.line(context.get_help())
+
 
 Name = Annotated[
     str, typer.Argument(metavar="PARTITION:OFFSET", help="Of its record, as list shows it")
@@ -183,7 +189,7 @@ async def _found(cluster: Cluster, reason: str | None) -> list[Letter]:
 async def _shown(cluster: Cluster, chosen: Place) -> tuple[Letter, Content]:
     await check_topic(cluster, "dead-letters")
     found = await letter(cluster, chosen)
-    async for content in contents(cluster, [chosen]):
+    for content in [content async for content in contents(cluster, [chosen])]:
         return found, content
     raise NotFound(f"dead letter {chosen} was deleted just now", hint="list them again")
 
