@@ -13,7 +13,7 @@ Store = Annotated[
     typer.Option(
         "--store",
         metavar="PATH_OR_URL",
-        help="The store: a folder or file:///folder. Default: $PERDURE_STORE, then ./.perdure",
+        help="A folder, file:///folder or perdure://host:port. Default: $PERDURE_STORE, ./.perdure",
         show_default=False,
     ),
 ]
