@@ -1,6 +1,7 @@
 """The surface without `await`: the same methods, on a thread that answers always and ends."""
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import inspect
@@ -502,18 +503,38 @@ def test_exit_of_the_caller_s_code_is_the_caller_s():
     portal.end()
 
 
+@contextlib.contextmanager
+def interrupted():
+    """Ctrl-C a moment later, ended by KeyboardInterrupt; again where Python lost the first one.
+
+    What is raised in a callback of the garbage collector, say, is printed and gone.
+    """
+    main, done = threading.get_ident(), threading.Event()
+
+    def interrupt():
+        pause = 0.2
+        while not done.wait(pause):
+            signal.pthread_kill(main, signal.SIGINT)
+            pause = 10
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        done.set()
+        thread.join()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are sent as POSIX does")
 def test_interrupt_ends_the_wait_and_leaves_the_store_usable(store, agent):
     """Ctrl-C while waiting for a change ends the wait; the store records on."""
     agent.emit("tick")
     watch = agent.watch(after=0)
     assert next(watch).sequence == 1
-    main = threading.get_ident()
-    timer = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted():
         next(watch)
-    timer.join()
     assert list(watch) == []
     assert agent.emit("tick").sequence == 2
     assert [event.sequence for event in agent.events()] == [1, 2]
@@ -534,12 +555,8 @@ def test_interrupt_cancels_what_was_waited_for():
     never, soon, answers = asyncio.Event(), asyncio.Event(), []
     other = threading.Thread(target=lambda: answers.append(portal.call(wait, soon)))
     other.start()
-    main = threading.get_ident()
-    timer = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted():
         portal.call(wait, never)
-    timer.join()
     assert cancelled.wait(10)
     portal.call(asyncio.to_thread, lambda: None)
     portal._loop.post(soon.set)
